@@ -1,0 +1,60 @@
+"""Forward processes: how data is destroyed. Schedules, conversions between predictions, preconditioning."""
+
+from diffusion_jax.processes import preconditioning
+from diffusion_jax.processes.bridge import (
+    I2SB,
+    BridgeProcess,
+    BrownianBridge,
+    VEBridge,
+    VPBridge,
+)
+from diffusion_jax.processes.discrete import (
+    Absorbing,
+    CosineAlphaSchedule,
+    CosineSchedule,
+    DiscreteProcess,
+    GeometricSchedule,
+    LinearSchedule,
+    MaskSchedule,
+    PolynomialSchedule,
+    Uniform,
+)
+from diffusion_jax.processes.gaussian import (
+    EDM,
+    VE,
+    VP,
+    Cosine,
+    GaussianProcess,
+    RectifiedFlow,
+    SubVP,
+)
+from diffusion_jax.processes.predictions import PREDICTIONS, convert, from_x0, to_x0
+
+__all__ = [
+    "EDM",
+    "I2SB",
+    "PREDICTIONS",
+    "VE",
+    "VP",
+    "Absorbing",
+    "BridgeProcess",
+    "BrownianBridge",
+    "Cosine",
+    "CosineAlphaSchedule",
+    "CosineSchedule",
+    "DiscreteProcess",
+    "GaussianProcess",
+    "GeometricSchedule",
+    "LinearSchedule",
+    "MaskSchedule",
+    "PolynomialSchedule",
+    "RectifiedFlow",
+    "SubVP",
+    "Uniform",
+    "VEBridge",
+    "VPBridge",
+    "convert",
+    "from_x0",
+    "preconditioning",
+    "to_x0",
+]

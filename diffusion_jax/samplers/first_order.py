@@ -1,0 +1,102 @@
+"""First-order solvers: DDIM with eta, DDPM's ancestral sampler, Euler on the probability-flow ODE."""
+
+import numpy as np
+
+from diffusion_jax.registry import register
+from diffusion_jax.samplers.gaussian_path import gaussian_path
+from diffusion_jax.samplers.linear import D, Rows, Y, Z
+from diffusion_jax.samplers.scan import Sampler
+
+
+def _ancestral_std(p, i):
+    """Posterior standard deviation of step i: `q(x_{i+1} | x_i, x0)` of the forward chain."""
+    shrink = (p.alpha[i] / p.alpha[i + 1] * p.sigma[i + 1]) ** 2
+    return p.sigma[i + 1] / p.sigma[i] * np.sqrt(max(p.sigma[i] ** 2 - shrink, 0.0))
+
+
+@register("sampler", "ddim", family="gaussian", paper="2010.02502", order=1)
+def ddim(
+    process,
+    num_steps: int | None = None,
+    *,
+    eta: float = 0.0,
+    grid=None,
+    t_start=None,
+    t_end=None,
+    denoise_to_zero: bool = False,
+) -> Sampler:
+    """DDIM (Song et al., arXiv 2010.02502, eq. 12), for any Gaussian process.
+
+    `x' = alpha' D + sqrt(sigma'^2 - w^2) eps + w z`, w = eta times the ancestral deviation.
+
+    Equivalences: eta = 0 is DPM-Solver-1 and DPM-Solver++-1; eta = 1 is DDPM's posterior sampler, and
+    with alpha = 1 the Euler ancestral sampler of k-diffusion.
+
+    Args:
+      process: a Gaussian process.
+      num_steps: network calls.
+      eta: 0 (deterministic) to 1 (ancestral).
+      grid, t_start, t_end: see `time_grids.build_times`.
+      denoise_to_zero: one more call at the last time, whose x0_hat is returned.
+    Raises:
+      ValueError: eta outside [0, 1], or a bad grid.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    for i in range(p.steps):
+        w = eta * _ancestral_std(p, i) if eta else 0.0
+        k = np.sqrt(max(p.sigma[i + 1] ** 2 - w**2, 0.0)) / p.sigma[i]
+        rows.add(p.point(i), k * Y + (p.alpha[i + 1] - k * p.alpha[i]) * D + w * Z)
+    if denoise_to_zero:
+        rows.add(p.point(p.steps), D)
+    end = p.clean_point() if denoise_to_zero else p.point(p.steps)
+    return rows.sampler(end, order=1 if eta == 0 else None, name="ddim")
+
+
+@register("sampler", "ddpm", family="gaussian", paper="2006.11239")
+def ddpm(
+    process,
+    num_steps: int | None = None,
+    *,
+    variance: str = "small",
+    grid=None,
+    t_start=None,
+    t_end=None,
+) -> Sampler:
+    """DDPM's ancestral sampler (Ho et al., arXiv 2006.11239, alg. 2).
+
+    Args:
+      variance: "small", the posterior variance (equals DDIM with eta = 1), or "large", the variance
+        of the forward step (beta); the last step into sigma = 0 draws nothing.
+    Raises:
+      ValueError: unknown variance, or a bad grid.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    for i in range(p.steps):
+        w = _ancestral_std(p, i)
+        k = np.sqrt(max(p.sigma[i + 1] ** 2 - w**2, 0.0)) / p.sigma[i]
+        if variance == "large" and p.sigma[i + 1] > 0:
+            w = w * p.sigma[i] / p.sigma[i + 1]
+        rows.add(p.point(i), k * Y + (p.alpha[i + 1] - k * p.alpha[i]) * D + w * Z)
+    return rows.sampler(p.point(p.steps), name="ddpm")
+
+
+@register("sampler", "euler", family="gaussian", paper="2011.13456", order=1)
+def euler(process, num_steps: int | None = None, *, grid=None, t_start=None, t_end=None) -> Sampler:
+    """Explicit Euler in t on `dx/dt = alpha' x0 + sigma' eps` (arXiv 2011.13456, eq. 13).
+
+    Equivalences: equals DDIM for EDM and rectified flow, where t itself is the natural clock.
+    """
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    for i in range(p.steps):
+        rows.add(p.point(i), Y + (p.t[i + 1] - p.t[i]) * velocity(p.point(i), Y, D))
+    return rows.sampler(p.point(p.steps), order=1, name="euler")
+
+
+def velocity(point, x, x0):
+    """Probability-flow velocity at a point as a linear form of x and x0."""
+    eps = (x - point["alpha"] * x0) / point["sigma"]
+    return point["dalpha"] * x0 + point["dsigma"] * eps

@@ -1,0 +1,221 @@
+"""`sample`: the only loop in the library that walks time, one `lax.scan`.
+
+A `Sampler` is data: per-step inputs with a leading step axis, and the pure functions that read them.
+One step is one network call. As a pytree its leaves are numbers, so samplers that differ in floats
+only (schedule, grid, eta, solver coefficients of one structure) share one compiled program.
+"""
+
+import dataclasses
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.denoisers import evaluate
+from diffusion_jax.numerics import batch_size, example_keys, fold_all
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A solver, ready to run.
+
+    Attributes:
+      init: `(rng, start, x) -> state`; a state is a pytree with an attribute `x`.
+      step: `(call, rng, state, inputs) -> (state, x0_hat)`, calling `call(x, point)` exactly once.
+      finish: `(state) -> x`.
+      xs: per-step inputs, leading axis = step; `xs["point"]` is the `Point` of the call and
+        `xs["next"]` that of the state after the step.
+      start: inputs of `init`.
+      nfe: network calls, the length of the scan plus what `init` and `finish` make.
+      prepare: `(x_init) -> x`: checks and completes what the user hands in.
+      stochastic: whether a step draws random numbers; if not, the program holds none.
+      order: order of convergence, or None where none is claimed (not part of the pytree).
+      name: for reports (not part of the pytree).
+    """
+
+    init: Callable
+    step: Callable
+    finish: Callable
+    xs: Any
+    start: Any
+    nfe: int
+    prepare: Callable
+    stochastic: bool
+    order: int | None = None
+    name: str = ""
+
+    def tree_flatten(self):
+        static = (self.init, self.step, self.finish, self.nfe, self.prepare, self.stochastic)
+        return (self.xs, self.start), static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        init, step, finish, nfe, prepare, stochastic = static
+        return cls(init, step, finish, *children, nfe, prepare, stochastic)
+
+    @property
+    def times(self) -> Any:
+        """The times of the network calls, `[nfe]`."""
+        return self.xs["point"]["t"]
+
+
+class StepInfo(NamedTuple):
+    """What a hook sees beside the state.
+
+    Attributes:
+      step: int32, index of the step just made.
+      point: the `Point` of the state handed to the hook.
+      x0_hat: the prediction made in this step.
+      keys: keys `[B]` for the hook's own draws, or None for a deterministic call without a key.
+    """
+
+    step: Any
+    point: Any
+    x0_hat: Any
+    keys: Any
+
+
+_HOOK_STREAM = 0x5EED  # separates a hook's draws from the sampler's
+
+
+class _Same:
+    """Makes any object a dictionary key: by value where it hashes, by identity where not."""
+
+    def __init__(self, value):
+        self.value = value
+        try:
+            self.hash = hash(value)
+        except TypeError:
+            self.hash = None
+
+    def __hash__(self):
+        return id(self.value) if self.hash is None else self.hash
+
+    def __eq__(self, other):
+        if self.value is other.value:
+            return True
+        return None not in (self.hash, other.hash) and bool(self.value == other.value)
+
+
+def _split(tree):
+    """Arrays and floats (traced) apart from everything else (static)."""
+    leaves, treedef = jax.tree.flatten(tree)
+    traced = [isinstance(v, jax.Array | np.ndarray | np.generic | float) for v in leaves]
+    arrays = [v if is_array else None for v, is_array in zip(leaves, traced)]
+    static = (treedef, tuple(None if is_array else _Same(v) for v, is_array in zip(leaves, traced)))
+    return arrays, static
+
+
+def _join(arrays, static):
+    treedef, others = static
+    return treedef.unflatten(
+        [a if o is None else o.value for a, o in zip(arrays, others, strict=True)]
+    )
+
+
+def _walk(denoise, sampler, key, x, index, cache, hook, trajectory, remat):
+    keys = None if key is None else example_keys(key, index)
+
+    def body(carry, scanned):
+        state, cache = carry
+        i, inputs = scanned
+        after = {"cache": None}
+
+        def call(x, point):
+            x0_hat, after["cache"] = evaluate(denoise, x, point, cache)
+            return x0_hat
+
+        state, x0_hat = sampler.step(call, lambda: fold_all(keys, i + 1), state, inputs)
+        if hook is not None:
+            own = None if keys is None else fold_all(fold_all(keys, _HOOK_STREAM), i)
+            state = hook(state, StepInfo(i, inputs["next"], x0_hat, own))
+        return (state, after["cache"]), state.x if trajectory else None
+
+    if remat:
+        body = jax.checkpoint(body, policy=None if remat is True else remat)
+    state = sampler.init(lambda: fold_all(keys, 0), sampler.start, x)
+    steps = jax.tree.leaves(sampler.xs)[0].shape[0]
+    (last, _), path = jax.lax.scan(
+        body, (state, cache), (jnp.arange(steps, dtype=jnp.int32), sampler.xs)
+    )
+    if not trajectory:
+        return sampler.finish(last)
+    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state.x, path)
+    return sampler.finish(last), path
+
+
+_walk_static = jax.jit(
+    lambda arrays, static, *rest: _walk(_join(arrays, static), *rest),
+    static_argnums=(1, 7, 8, 9),
+)
+# A compiled program holds what its denoiser closes over. Keyed weakly by the function, it goes when
+# the function goes: a loop that samples with a fresh closure each time does not pile up programs.
+_walk_of: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _walk_function(denoise, *rest):
+    if denoise not in _walk_of:
+        reference = weakref.ref(denoise)
+        _walk_of[denoise] = jax.jit(
+            lambda *args: _walk(reference(), *args), static_argnums=(5, 6, 7)
+        )
+    return _walk_of[denoise](*rest)
+
+
+def sample(
+    sampler: Sampler,
+    denoise: Callable,
+    key: Any,
+    x_init: Any,
+    *,
+    index: Any = None,
+    trajectory: bool = False,
+    hook: Callable | None = None,
+    cache: Any = None,
+    remat: Any = False,
+) -> Any:
+    """Runs a sampler.
+
+    Args:
+      sampler: from one of the constructors of `diffusion_jax.samplers`.
+      denoise: any callable `(x, t) -> x0_hat` (tokens: `-> logits [B, L, V]`), see `typing.Denoise`.
+        A pytree (an Equinox module, `jax.tree_util.Partial(f, params)`, `Denoiser`) is traced by its
+        arrays; a plain function is compiled once for as long as it lives.
+      key: a `jax.random.key`; None for a deterministic sampler.
+      x_init: where to start, leading axis = examples: noise (`process.prior(...)`) or an x at the
+        sampler's first time; the source of a bridge; tokens `[B, L]` with masks, or the number of
+        sequences.
+      index: int `[B]`, the examples' numbers (default 0..B-1). Example i depends on `key` and
+        `index[i]` alone: the same image whatever the batch size or mesh.
+      trajectory: also return the states, `[steps + 1, B, ...]`, the start first. Costs steps times
+        the memory.
+      hook: `(state, StepInfo) -> state` after each step (overwrite known regions, project, resample);
+        `state.x` is the iterate: `state._replace(x=...)`.
+      cache: initial cache of a stateful denoiser, carried through the scan.
+      remat: True or a `jax.checkpoint` policy: recompute the steps in the backward pass.
+    Returns:
+      x `[B, ...]`, or `(x, trajectory)`.
+    Raises:
+      ValueError: `x_init` of the wrong kind for this sampler, a missing key, index of another length.
+    """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a diffusion_jax.samplers.Sampler, got {type(sampler)}")
+    if not callable(denoise):
+        raise TypeError(f"denoise must be callable, got {type(denoise)}")
+    if sampler.stochastic and key is None:
+        raise ValueError(f"sampler {sampler.name!r} draws random numbers: it needs a key, got None")
+    x = sampler.prepare(x_init)
+    size = batch_size(x)
+    index = jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index, jnp.int32)
+    if index.shape != (size,):
+        raise ValueError(f"index has shape {index.shape}; x_init holds {size} examples")
+    rest = (sampler, key, x, index, cache, hook, bool(trajectory), remat)
+    if isinstance(denoise, types.FunctionType):
+        return _walk_function(denoise, *rest)
+    arrays, static = _split(denoise)
+    return _walk_static(arrays, static, *rest)
