@@ -155,7 +155,7 @@ def masked_ancestral(
 
 
 def _start_first_hitting(rng, process, tokens):
-    rate = jnp.asarray(process.mask_rate(1.0), jnp.float32)
+    rate = jnp.asarray(process.mask_rate(1.0), jnp.result_type(float))
     return MaskedState(tokens, jnp.full(tokens.shape[:1], rate))
 
 
@@ -168,8 +168,9 @@ class _FirstHittingStep(NamedTuple):
         masked = tokens == self.vocab_size
         left = masked.sum(axis=1)
         # the first of n exponential clocks: the mask rate shrinks by the largest of n uniforms
-        uniform = jax.vmap(lambda k: jax.random.uniform(k, minval=jnp.finfo(jnp.float32).tiny))
-        shrink = uniform(fold_all(keys, 0)) ** (1.0 / jnp.maximum(left, 1))
+        tiny = jnp.finfo(state.mask_rate.dtype).tiny
+        uniform = jax.vmap(lambda k: jax.random.uniform(k, (), tiny.dtype, minval=tiny))
+        shrink = uniform(fold_all(keys, 0)) ** (1.0 / jnp.maximum(left, 1).astype(tiny.dtype))
         rate = jnp.where(left > 0, state.mask_rate * shrink, state.mask_rate)
         t = process.t_of_mask_rate(rate)
         logits = call(tokens, {"t": t, "alpha": 1.0 - rate, "mask_rate": rate})

@@ -1,0 +1,77 @@
+"""Denoiser transforms: clipping, classifier-free guidance, overwriting what is known.
+
+Each returns a pytree whose leaves are the inner denoisers' arrays and the transform's own numbers, so
+sweeping a guidance weight never re-traces. They compose, and they serve bridges and Gaussian processes
+alike; `guide` also mixes logits.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffusion_jax.denoisers import evaluate
+from diffusion_jax.numerics import pytree_dataclass
+
+
+class _Transform:
+    """A denoiser made of denoisers: a subclass gives `at(x, point)`."""
+
+    def __call__(self, x, t):
+        return self.at(x, {"t": t})
+
+
+def _inner(denoise, x, point):
+    """Calls an inner denoiser with the whole point where it is known, with t alone otherwise."""
+    if len(point) == 1:
+        return denoise(x, point["t"])
+    return evaluate(denoise, x, point)[0]
+
+
+@pytree_dataclass
+class clip(_Transform):
+    """Clips x0_hat to [low, high] (static thresholding)."""
+
+    denoise: Any
+    low: float = -1.0
+    high: float = 1.0
+
+    def at(self, x, point):
+        """x0_hat `[B, ...]`, clipped."""
+        return jnp.clip(_inner(self.denoise, x, point), self.low, self.high)
+
+
+@pytree_dataclass
+class guide(_Transform):
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `u + weight (c - u)`.
+
+    weight 1 is the conditional model, 0 the unconditional one; diffusers calls it guidance_scale.
+    Costs two network calls a step. For tokens it mixes logits, which is the same rule on log p.
+    """
+
+    conditional: Any
+    unconditional: Any
+    weight: float = 1.0
+
+    def at(self, x, point):
+        """x0_hat `[B, ...]` of the guided model."""
+        base = _inner(self.unconditional, x, point)
+        return base + self.weight * (_inner(self.conditional, x, point) - base)
+
+
+@pytree_dataclass
+class inpaint(_Transform):
+    """Replaces x0_hat by the known values where `unknown` is 0 (DBIM's inpainting, arXiv 2405.15885).
+
+    Args:
+      denoise: the inner denoiser.
+      known: `[B, ...]`, the values to keep.
+      unknown: 1 where the network decides, 0 where `known` stands; broadcasts against `known`.
+    """
+
+    denoise: Any
+    known: Any
+    unknown: Any
+
+    def at(self, x, point):
+        """x0_hat `[B, ...]` with the known region written in."""
+        return _inner(self.denoise, x, point) * self.unknown + self.known * (1.0 - self.unknown)

@@ -1,0 +1,197 @@
+"""Exact models: closed-form denoisers for data whose law is known.
+
+They serve tests (every solver and loss is measured against them) and notebooks (no training needed).
+All are denoisers `(x, t)` with `at(x, point)`, work in the dtype of x, and are pytrees.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.numerics import expand, pytree_dataclass, static
+
+
+def _solve(covariance, x):
+    """`covariance^-1 x` for x `[..., D]` and a covariance `[..., D, D]`."""
+    return jnp.linalg.solve(covariance, x[..., None])[..., 0]
+
+
+@pytree_dataclass
+class GaussianMixture:
+    """Data `sum_k weights_k N(means_k, covariances_k)` in D dimensions under a Gaussian process.
+
+    With S_k = alpha^2 C_k + sigma^2 I and r the posterior of the component,
+    `x0_hat = sum_k r_k (m_k + alpha C_k S_k^-1 (x - alpha m_k))`.
+
+    Args:
+      process: a Gaussian process.
+      weights: `[K]`, positive, summing to 1.
+      means: `[K, D]`.
+      covariances: `[K, D, D]`, symmetric positive semi-definite.
+    """
+
+    process: Any
+    weights: Any
+    means: Any
+    covariances: Any
+
+    def __call__(self, x, t):
+        return self.at(x, self.process.point(t))
+
+    def _components(self, x, point):
+        """Component log-densities `[B, K]` and `S_k^-1 (x - alpha m_k)` `[B, K, D]`."""
+        alpha, sigma = (expand(jnp.asarray(point[n], x.dtype), x)[..., None] for n in ("alpha", "sigma"))
+        means, covariances = jnp.asarray(self.means, x.dtype), jnp.asarray(self.covariances, x.dtype)
+        eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+        s = alpha[..., None] ** 2 * covariances + sigma[..., None] ** 2 * eye
+        d = x[:, None, :] - alpha * means
+        s = jnp.broadcast_to(s, (*d.shape, d.shape[-1]))
+        solved = _solve(s, d)
+        log_det = jnp.linalg.slogdet(s)[1]
+        constant = x.shape[-1] * np.log(2.0 * np.pi)
+        log_prob = jnp.log(jnp.asarray(self.weights, x.dtype)) - 0.5 * (
+            (d * solved).sum(-1) + log_det + constant
+        )
+        return log_prob, solved, alpha
+
+    def at(self, x, point):
+        """E[x0 | x_t = x], `[B, D]`."""
+        log_prob, solved, alpha = self._components(x, point)
+        means, covariances = jnp.asarray(self.means, x.dtype), jnp.asarray(self.covariances, x.dtype)
+        each = means + alpha * jnp.einsum("kij,bkj->bki", covariances, solved)
+        return (jax.nn.softmax(log_prob, axis=1)[..., None] * each).sum(axis=1)
+
+    def log_prob(self, x, t):
+        """log p_t(x), `[B]`."""
+        return jax.nn.logsumexp(self._components(x, self.process.point(t))[0], axis=1)
+
+    def score(self, x, t):
+        """grad log p_t(x), `[B, D]`."""
+        log_prob, solved, _ = self._components(x, self.process.point(t))
+        return -(jax.nn.softmax(log_prob, axis=1)[..., None] * solved).sum(axis=1)
+
+    def sample(self, key, num):
+        """`num` draws of the data, `[num, D]`."""
+        pick, noise = jax.random.split(key)
+        k = jax.random.choice(pick, len(self.weights), (num,), p=jnp.asarray(self.weights))
+        z = jax.random.normal(noise, (num, np.shape(self.means)[1]))
+        root = jnp.linalg.cholesky(jnp.asarray(self.covariances))
+        return jnp.asarray(self.means)[k] + jnp.einsum("bij,bj->bi", root[k], z)
+
+
+def Gaussian(process, mean, covariance) -> GaussianMixture:
+    """Data `N(mean [D], covariance [D, D])`: a mixture of one."""
+    mean, covariance = np.asarray(mean), np.asarray(covariance)
+    return GaussianMixture(process, np.ones(1), mean[None], covariance[None])
+
+
+def gaussian_flow(process, mean, covariance, x, t, s):
+    """Where the probability-flow ODE carries x from time t to time s for Gaussian data, exactly.
+
+    Along each eigenvector of the covariance with eigenvalue l the centred coordinate scales by
+    `sqrt((alpha_s^2 l + sigma_s^2) / (alpha_t^2 l + sigma_t^2))`.
+
+    Args:
+      mean, covariance: of the data, `[D]`, `[D, D]`.
+      x: `[B, D]`, NumPy or JAX.
+    Returns:
+      `[B, D]`.
+    """
+    eigenvalues, basis = np.linalg.eigh(np.asarray(covariance, np.float64))
+    a, b = (process.alpha(v) ** 2 * eigenvalues + process.sigma(v) ** 2 for v in (t, s))
+    return process.alpha(s) * mean + ((x - process.alpha(t) * mean) @ basis * np.sqrt(b / a)) @ basis.T
+
+
+@pytree_dataclass
+class GaussianBridge:
+    """Joint Gaussian (x0, x1) under a bridge process: E[x0 | x_t, x1], affine in x_t.
+
+    With mu = mean0 + G (x1 - mean1), G = cov01 cov11^-1 and S = cov00 - G cov01^T:
+    `x0_hat = mu + b S (b^2 S + c^2 I)^-1 (x - a x1 - b mu)`.
+
+    Args:
+      process: a bridge process.
+      source: x1 `[B, D]`.
+      mean0, mean1: `[D]`; cov00, cov01, cov11: `[D, D]`, cov01 = Cov(x0, x1).
+    """
+
+    process: Any
+    source: Any
+    mean0: Any
+    mean1: Any
+    cov00: Any
+    cov01: Any
+    cov11: Any
+
+    def __call__(self, x, t):
+        return self.at(x, self.process.point(t))
+
+    def conditional(self):
+        """Mean `[B, D]` and covariance `[D, D]` of x0 given the source."""
+        gain = jnp.linalg.solve(jnp.asarray(self.cov11).T, jnp.asarray(self.cov01).T).T
+        mean = self.mean0 + (jnp.asarray(self.source) - self.mean1) @ gain.T
+        return mean, self.cov00 - gain @ jnp.asarray(self.cov01).T
+
+    def at(self, x, point):
+        """E[x0 | x_t = x, x1], `[B, D]`; the conditional mean where b = c = 0 (the source itself)."""
+        mean, covariance = self.conditional()
+        a, b, c = (expand(jnp.asarray(point[n], x.dtype), x) for n in "abc")
+        eigenvalues, basis = jnp.linalg.eigh(covariance)
+        variance = b**2 * eigenvalues + c**2
+        gain = jnp.where(variance > 0, b * eigenvalues / jnp.where(variance > 0, variance, 1.0), 0.0)
+        return mean + ((x - a * self.source - b * mean) @ basis * gain) @ basis.T
+
+    def flow(self, x, t, s):
+        """Where the bridge's probability-flow ODE carries x from time t to time s, `[B, D]`."""
+        mean, covariance = self.conditional()
+        eigenvalues, basis = jnp.linalg.eigh(covariance)
+        p, q = self.process.point(t), self.process.point(s)
+        ratio = (q["b"] ** 2 * eigenvalues + q["c"] ** 2) / (p["b"] ** 2 * eigenvalues + p["c"] ** 2)
+        centred = (x - p["a"] * self.source - p["b"] * mean) @ basis
+        return q["a"] * self.source + q["b"] * mean + (centred * jnp.sqrt(ratio)) @ basis.T
+
+
+@pytree_dataclass
+class TokenTable:
+    """Sequences of length L over V tokens with an explicit joint table: exact masked conditionals.
+
+    Args:
+      probs: `[V] * L`, non-negative, summing to 1.
+    """
+
+    probs: Any
+    vocab_size: int = static()
+    length: int = static()
+
+    def _joint(self, tokens):
+        """p(unmasked tokens, x0 = v at each position), for one sequence `[L]` -> `[L, V]`."""
+        v, n = self.vocab_size, self.length
+        grid = jnp.moveaxis(jnp.indices((v,) * n), 0, -1).reshape(-1, n)
+        agrees = ((grid == tokens) | (tokens == v)).all(axis=1)
+        weight = jnp.where(agrees, jnp.asarray(self.probs).reshape(-1), 0.0)
+        return jnp.einsum("s,slv->lv", weight, jax.nn.one_hot(grid, v, dtype=weight.dtype))
+
+    def __call__(self, tokens, t):
+        """Logits `log p(x0_i = v | unmasked tokens)`, int `[B, L]` (mask id V) -> `[B, L, V]`."""
+        joint = jax.vmap(self._joint)(tokens)
+        return jnp.log(joint) - jnp.log(joint.sum(axis=-1, keepdims=True))
+
+    def log_prob(self, tokens):
+        """log p of clean sequences, int `[B, L]` -> `[B]`."""
+        return jnp.log(jnp.asarray(self.probs)[tuple(jnp.moveaxis(tokens, 1, 0))])
+
+
+def token_table(probs) -> TokenTable:
+    """A `TokenTable` from its joint table.
+
+    Raises:
+      ValueError: axes of different length, negative entries, or a sum other than 1.
+    """
+    probs = np.asarray(probs, np.float64)
+    if len(set(probs.shape)) != 1:
+        raise ValueError(f"the table must have one axis of V entries a position; got {probs.shape}")
+    if probs.min() < 0 or not np.isclose(probs.sum(), 1.0):
+        raise ValueError(f"the table must be a probability: min {probs.min()}, sum {probs.sum()}")
+    return TokenTable(probs, vocab_size=probs.shape[0], length=probs.ndim)
