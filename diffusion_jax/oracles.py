@@ -42,8 +42,13 @@ class GaussianMixture:
 
     def _components(self, x, point):
         """Component log-densities `[B, K]` and `S_k^-1 (x - alpha m_k)` `[B, K, D]`."""
-        alpha, sigma = (expand(jnp.asarray(point[n], x.dtype), x)[..., None] for n in ("alpha", "sigma"))
-        means, covariances = jnp.asarray(self.means, x.dtype), jnp.asarray(self.covariances, x.dtype)
+        alpha, sigma = (
+            expand(jnp.asarray(point[n], x.dtype), x)[..., None] for n in ("alpha", "sigma")
+        )
+        means, covariances = (
+            jnp.asarray(self.means, x.dtype),
+            jnp.asarray(self.covariances, x.dtype),
+        )
         eye = jnp.eye(x.shape[-1], dtype=x.dtype)
         s = alpha[..., None] ** 2 * covariances + sigma[..., None] ** 2 * eye
         d = x[:, None, :] - alpha * means
@@ -59,7 +64,10 @@ class GaussianMixture:
     def at(self, x, point):
         """E[x0 | x_t = x], `[B, D]`."""
         log_prob, solved, alpha = self._components(x, point)
-        means, covariances = jnp.asarray(self.means, x.dtype), jnp.asarray(self.covariances, x.dtype)
+        means, covariances = (
+            jnp.asarray(self.means, x.dtype),
+            jnp.asarray(self.covariances, x.dtype),
+        )
         each = means + alpha * jnp.einsum("kij,bkj->bki", covariances, solved)
         return (jax.nn.softmax(log_prob, axis=1)[..., None] * each).sum(axis=1)
 
@@ -101,7 +109,9 @@ def gaussian_flow(process, mean, covariance, x, t, s):
     """
     eigenvalues, basis = np.linalg.eigh(np.asarray(covariance, np.float64))
     a, b = (process.alpha(v) ** 2 * eigenvalues + process.sigma(v) ** 2 for v in (t, s))
-    return process.alpha(s) * mean + ((x - process.alpha(t) * mean) @ basis * np.sqrt(b / a)) @ basis.T
+    return (
+        process.alpha(s) * mean + ((x - process.alpha(t) * mean) @ basis * np.sqrt(b / a)) @ basis.T
+    )
 
 
 @pytree_dataclass
@@ -140,7 +150,9 @@ class GaussianBridge:
         a, b, c = (expand(jnp.asarray(point[n], x.dtype), x) for n in "abc")
         eigenvalues, basis = jnp.linalg.eigh(covariance)
         variance = b**2 * eigenvalues + c**2
-        gain = jnp.where(variance > 0, b * eigenvalues / jnp.where(variance > 0, variance, 1.0), 0.0)
+        gain = jnp.where(
+            variance > 0, b * eigenvalues / jnp.where(variance > 0, variance, 1.0), 0.0
+        )
         return mean + ((x - a * self.source - b * mean) @ basis * gain) @ basis.T
 
     def flow(self, x, t, s):
@@ -148,7 +160,9 @@ class GaussianBridge:
         mean, covariance = self.conditional()
         eigenvalues, basis = jnp.linalg.eigh(covariance)
         p, q = self.process.point(t), self.process.point(s)
-        ratio = (q["b"] ** 2 * eigenvalues + q["c"] ** 2) / (p["b"] ** 2 * eigenvalues + p["c"] ** 2)
+        ratio = (q["b"] ** 2 * eigenvalues + q["c"] ** 2) / (
+            p["b"] ** 2 * eigenvalues + p["c"] ** 2
+        )
         centred = (x - p["a"] * self.source - p["b"] * mean) @ basis
         return q["a"] * self.source + q["b"] * mean + (centred * jnp.sqrt(ratio)) @ basis.T
 

@@ -1,9 +1,15 @@
-"""What the training loop knows of a model family: `Method(init, loss, sample)`, three pure functions."""
+"""What the training loop knows of a model family: `Method(init, loss, sample)`, pure functions."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from diffusion_jax.numerics import example_keys
+from diffusion_jax.samplers.build import build_sampler
+from diffusion_jax.samplers.scan import sample as run_sampler
 
 
 class Context(NamedTuple):
@@ -33,7 +39,8 @@ class Method(NamedTuple):
       denoiser: `(params, batch, train=False, key=None) -> denoise`: the callable that samplers and
         objectives take, with the conditions of `batch` closed over.
       sample: `(params, key, batch, sampler=None, **options) -> samples`, one for each row of `batch`
-        (which holds the conditions and `index`), through `default_sampler` unless another is given.
+        (which holds the conditions and `index`), through `default_sampler` unless another is given;
+        options are those of `samplers.sample`.
       default_sampler: the sampler used when none is named.
       build_sampler: `(name, nfe=None, **options) -> Sampler` on this method's process.
       process: the forward process.
@@ -46,3 +53,113 @@ class Method(NamedTuple):
     default_sampler: Any
     build_sampler: Callable[..., Any]
     process: Any
+
+
+# Streams of a loss's key: what is drawn for the objective, for dropout, for dropped labels.
+OBJECTIVE, _DROPOUT, _LABEL = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network module with its conditions handled the same way in every family.
+
+    Attributes:
+      module: a Linen module called as `apply({"params": p}, x, t, label=, source=, train=, rngs=)`.
+      num_classes: number of labels; the null label is `num_classes`. None: labels are not used.
+      label_dropout: chance in training that a label becomes the null label.
+      uses_source: whether `batch["source"]` is an input.
+    """
+
+    module: Any
+    num_classes: int | None = None
+    label_dropout: float = 0.0
+    uses_source: bool = False
+
+    def __post_init__(self):
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
+
+    def conditions(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a batch that the network is told.
+
+        Raises:
+          ValueError: the batch lacks one.
+        """
+        wanted = {"label": bool(self.num_classes), "source": self.uses_source}
+        for name, wants in wanted.items():
+            if wants and name not in batch:
+                raise ValueError(
+                    f"the model is conditioned on {name!r}; the batch has {sorted(batch)}"
+                )
+        return {name: batch[name] for name, wants in wanted.items() if wants}
+
+    def init(self, key, x, batch):
+        """Parameters for inputs like x `[B, ...]` and the conditions of `batch`."""
+        t = jnp.full(x.shape[:1], 0.5, jnp.float32)
+        return self.module.init(key, x, t, **self.conditions(batch))["params"]
+
+    def bind(self, params, batch, train=False, key=None):
+        """`(x, t) -> output`, a pytree that carries parameters and conditions as leaves."""
+        conditions = self.conditions(batch)
+        if not train:
+            return jax.tree_util.Partial(_apply, _StaticModule(self.module), params, conditions)
+        if self.num_classes and self.label_dropout:
+            keys = example_keys(jax.random.fold_in(key, _LABEL), batch["index"])
+            dropped = jax.vmap(jax.random.uniform)(keys) < self.label_dropout
+            conditions["label"] = jnp.where(dropped, self.num_classes, conditions["label"])
+        # under pmap each device must drop other units: its first example tells devices apart
+        dropout = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), batch["index"][0])
+        static = _StaticModule(self.module)
+        return jax.tree_util.Partial(_apply_train, static, params, conditions, dropout)
+
+    def unconditional(self, batch):
+        """The batch with every label replaced by the null label."""
+        if not self.num_classes:
+            raise ValueError("guidance needs a class-conditional model")
+        return {**batch, "label": jnp.full_like(jnp.asarray(batch["label"]), self.num_classes)}
+
+
+@jax.tree_util.register_static
+class _StaticModule:
+    """A Linen module as pytree structure."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __hash__(self):
+        return hash(self.module)
+
+    def __eq__(self, other):
+        return isinstance(other, _StaticModule) and self.module == other.module
+
+
+def _apply(module, params, conditions, x, t):
+    return module.module.apply({"params": params}, x, t, **conditions)
+
+
+def _apply_train(module, params, conditions, dropout, x, t):
+    rngs = {"dropout": dropout}
+    return module.module.apply({"params": params}, x, t, **conditions, train=True, rngs=rngs)
+
+
+def assemble(process, init, loss, denoiser, start, sampler, nfe, sampler_options) -> Method:
+    """A `Method` from its parts; `start(key, batch)` gives the x that sampling begins with."""
+
+    def make(name=sampler, nfe=None, **options):
+        return build_sampler(process, name, nfe, **{**sampler_options, **options})
+
+    default = make(sampler, nfe)
+
+    def draw(params, key, batch, sampler=None, **options):
+        start_key, walk_key = jax.random.split(key)
+        denoise = denoiser(params, batch)
+        return run_sampler(
+            default if sampler is None else sampler,
+            denoise,
+            walk_key,
+            start(start_key, batch),
+            index=batch["index"],
+            **options,
+        )
+
+    return Method(init, loss, denoiser, draw, default, make, process)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import example_keys, normal_per_example
 from diffusion_jax.objectives import times as time_samplers
-from diffusion_jax.objectives.weightings import build_weighting
+from diffusion_jax.objectives.weightings import Weighting, build_weighting
 
 
 def _times_and_keys(process, key, index, total, times):
@@ -45,7 +45,7 @@ def denoising(
     key,
     x0,
     *,
-    weighting: str | Callable = "eps",
+    weighting: str | Callable | Weighting = "eps",
     times: str | Callable = "uniform",
     reduce: str = "mean",
     index=None,
@@ -58,7 +58,7 @@ def denoising(
       denoise: `(x_t, t [B]) -> x0_hat`.
       key: split into times and noise; example i's noise is folded with `index[i]`.
       x0: data `[B, ...]`, float.
-      weighting: a registered name or `(process, t) -> [B]`, on the x0 error.
+      weighting: a registered name, `(process, t) -> [B]` on the x0 error, or a `Weighting`.
       times: a registered name or a time sampler (see `objectives.times`).
       reduce: over data dimensions: "mean", or "sum" (nats, with the "elbo" weighting).
       index, total: positions in, and size of, the global batch (default: this batch is all of it).

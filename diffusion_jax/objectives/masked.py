@@ -20,7 +20,9 @@ from diffusion_jax.objectives.times import build_times
 def masked_sum(logits, tokens, masked):
     """Cross-entropy summed over masked positions: logits `[B, L, V]` -> `[B]`, float32."""
     if logits.shape[:2] != tokens.shape:
-        raise ValueError(f"logits of shape {logits.shape} do not fit tokens of shape {tokens.shape}")
+        raise ValueError(
+            f"logits of shape {logits.shape} do not fit tokens of shape {tokens.shape}"
+        )
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(wide, tokens)
     return jnp.where(masked, cross_entropy, 0.0).sum(axis=1)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.stats as stats
 
-from diffusion_jax.registry import register
+from diffusion_jax.registry import get, register
 
 
 def _fractions(key, index, total):
@@ -62,7 +62,5 @@ def build_times(times, **options):
     Raises:
       UnknownName: no such name.
     """
-    from diffusion_jax.registry import get
-
     made = times if callable(times) else get("times", times)
     return functools.partial(made, **options) if options else made

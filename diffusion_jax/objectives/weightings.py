@@ -7,6 +7,8 @@ schedule), |velocity error|^2 = (alpha' - sigma' alpha / sigma)^2 |x0 - x0_hat|^
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,14 +78,22 @@ def elbo(process, t):
     return 0.5 * _log_snr_rate(process, t) * snr(process, t)
 
 
-def build_weighting(weighting, **options):
-    """`(weight, is_integral)` from a name, or a callable `(process, t) -> [B]` (not an integral).
+class Weighting(NamedTuple):
+    """A weight `(process, t) -> [B]`, and whether it is an integral over t."""
+
+    weight: Callable
+    integral: bool = False
+
+
+def build_weighting(weighting, **options) -> Weighting:
+    """A `Weighting` from a name, a `Weighting`, or a callable `(process, t) -> [B]` (not an integral).
 
     Raises:
       UnknownName: no such name.
     """
-    if callable(weighting):
-        return (functools.partial(weighting, **options) if options else weighting), False
-    found = entry("weighting", weighting)
-    build = functools.partial(found.build, **options) if options else found.build
-    return build, found.meta["integral"]
+    if isinstance(weighting, str):
+        found = entry("weighting", weighting)
+        weighting = Weighting(found.build, found.meta["integral"])
+    elif not isinstance(weighting, Weighting):
+        weighting = Weighting(weighting)
+    return weighting._replace(weight=functools.partial(weighting.weight, **options))

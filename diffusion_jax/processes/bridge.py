@@ -172,10 +172,7 @@ class VEBridge(BridgeProcess):
     default_grid = "karras"
 
     def __post_init__(self):
-        if (
-            is_concrete(self.sigma_min, self.sigma_max)
-            and not 0 < self.sigma_min < self.sigma_max
-        ):
+        if is_concrete(self.sigma_min, self.sigma_max) and not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"VEBridge: sigma_min = {self.sigma_min} must lie between 0 and sigma_max = {self.sigma_max}"
             )
@@ -247,7 +244,9 @@ class BrownianBridge(BridgeProcess):
 
 @functools.lru_cache(maxsize=16)
 def _i2sb_tables(beta_min, beta_max, intervals):
-    betas = np.linspace((beta_min / intervals) ** 0.5, (beta_max / intervals) ** 0.5, intervals) ** 2
+    betas = (
+        np.linspace((beta_min / intervals) ** 0.5, (beta_max / intervals) ** 0.5, intervals) ** 2
+    )
     betas = np.concatenate([betas[: intervals // 2], betas[: intervals // 2][::-1]])
     return betas, np.cumsum(betas), np.cumsum(betas[::-1])[::-1].copy()
 

@@ -344,5 +344,7 @@ class Uniform(DiscreteProcess):
         alpha_t, alpha_s = self.alpha(t), self.alpha(s)
         seen = xp.eye(self.vocab_size, dtype=x0_probs.dtype)[tokens]
         # q(x_s | x_t, x0) ~ q(x_t | x_s) q(x_s | x0), averaged over x0 and normalised
-        joint = self._transition(xp, alpha_t / alpha_s, seen) * self._transition(xp, alpha_s, x0_probs)
+        joint = self._transition(xp, alpha_t / alpha_s, seen) * self._transition(
+            xp, alpha_s, x0_probs
+        )
         return joint / joint.sum(axis=-1, keepdims=True)

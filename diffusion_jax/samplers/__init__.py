@@ -1,5 +1,6 @@
 """How to walk back: solvers as tables, and the one scan that runs them."""
 
+from diffusion_jax.samplers.build import build_sampler
 from diffusion_jax.samplers.dbim import dbim
 from diffusion_jax.samplers.ddbm import ddbm_heun
 from diffusion_jax.samplers.dpm_solver import (
@@ -22,6 +23,7 @@ __all__ = [
     "Rows",
     "Sampler",
     "StepInfo",
+    "build_sampler",
     "build_times",
     "dbim",
     "ddbm_heun",

@@ -55,9 +55,7 @@ def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_
         if k == 1:
             rows.add(p.point(i), _first_order(Y, p.point(i), p.point(i + 1)), push=m[0])
             continue
-        g, L, K = _coefficients(
-            prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1]
-        )
+        g, L, K = _coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
         h = lam[i + 1] - lam[i]
         e1 = np.expm1(g * h)
         y = L * Y - K * e1 * m[0]
@@ -123,7 +121,9 @@ def _singlestep(process, p, plan, lay, prediction, kind):
         points = [process.point(t) for t in times]
         for j in range(k):  # stage j calls at times[j] and writes the point at times[j + 1]
             here, there = points[j], points[j + 1]
-            x, m0 = (Y, _prediction(prediction, here["alpha"], here["sigma"])) if j == 0 else (A, H(j))
+            x, m0 = (
+                (Y, _prediction(prediction, here["alpha"], here["sigma"])) if j == 0 else (A, H(j))
+            )
             g, L, K = _coefficients(
                 prediction, points[0]["alpha"], points[0]["sigma"], there["alpha"], there["sigma"]
             )
@@ -185,7 +185,9 @@ def dpm_solver(
     _check("prediction", prediction, ("x0", "eps"))
     _check("variant", variant, ("multistep", "singlestep"))
     _check("kind", kind, ("midpoint", "taylor"))
-    name = f"dpm{'pp' if prediction == 'x0' else ''}_{order}{'m' if variant == 'multistep' else 's'}"
+    name = (
+        f"dpm{'pp' if prediction == 'x0' else ''}_{order}{'m' if variant == 'multistep' else 's'}"
+    )
     if variant == "multistep":
         p = gaussian_path(process, num_steps, grid, t_start, t_end)
         rows = _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero)

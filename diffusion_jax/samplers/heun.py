@@ -26,7 +26,9 @@ def heun(process, num_steps: int | None = None, *, grid=None, t_start=None, t_en
 
 
 @register("sampler", "midpoint", family="gaussian", paper="2011.13456", order=2, calls="2n")
-def midpoint(process, num_steps: int | None = None, *, grid=None, t_start=None, t_end=None) -> Sampler:
+def midpoint(
+    process, num_steps: int | None = None, *, grid=None, t_start=None, t_end=None
+) -> Sampler:
     """The midpoint rule in t on the probability-flow ODE: two network calls a step."""
     p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
     for i in range(p.steps):

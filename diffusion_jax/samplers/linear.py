@@ -112,7 +112,9 @@ class Rows:
         self.points: list[dict] = []
         self.init, self.source, self.centre = init or {}, source, centre
 
-    def add(self, point, y: Form, anchor: Form | None = None, push: Form | None = None, **registers):
+    def add(
+        self, point, y: Form, anchor: Form | None = None, push: Form | None = None, **registers
+    ):
         """One network call: where (`point`), and what is written afterwards."""
         row = {"y": y, "anchor": anchor or Form(), **registers, "push": push or Form()}
         if self.centre:
@@ -175,7 +177,9 @@ def _compress(rows: Rows):
         for name, value in form.items()
         if np.any(np.asarray(value) != 0)
     }
-    history = max((int(name[1:]) for name in used if name[0] == "h" and name[1:].isdigit()), default=0)
+    history = max(
+        (int(name[1:]) for name in used if name[0] == "h" and name[1:].isdigit()), default=0
+    )
     registers = [
         output
         for output in recorded[0]
@@ -250,7 +254,9 @@ def _combine(columns, coefficients, basis, like):
         return jnp.broadcast_to(total, leaf.shape).astype(leaf.dtype)
 
     whole = jax.tree.structure(like)
-    terms = [t if jax.tree.structure(t) == whole else jax.tree.map(lambda _, t=t: t, like) for t in terms]
+    terms = [
+        t if jax.tree.structure(t) == whole else jax.tree.map(lambda _, t=t: t, like) for t in terms
+    ]
     return jax.tree.map(leaf_sum, like, *terms)
 
 
@@ -306,7 +312,8 @@ class LinearStep:
         x = state.x
         x0_hat = call(x, inputs["point"])
         if jax.tree.structure(x0_hat) != jax.tree.structure(x) or any(
-            jnp.shape(a) != jnp.shape(b) for a, b in zip(jax.tree.leaves(x0_hat), jax.tree.leaves(x))
+            jnp.shape(a) != jnp.shape(b)
+            for a, b in zip(jax.tree.leaves(x0_hat), jax.tree.leaves(x))
         ):
             got = jax.tree.map(jnp.shape, x0_hat)
             raise ValueError(f"denoise returned {got} for x of {jax.tree.map(jnp.shape, x)}")
@@ -351,9 +358,13 @@ def with_noise(sampler: Sampler, noise: Any) -> Sampler:
       ValueError: another number of entries.
     """
     if not isinstance(sampler.step, LinearStep):
-        raise ValueError(f"sampler {sampler.name!r} is not a table: its draws are not additive noise")
+        raise ValueError(
+            f"sampler {sampler.name!r} is not a table: its draws are not additive noise"
+        )
     if noise.shape[0] != sampler.nfe + 1:
-        raise ValueError(f"noise holds {noise.shape[0]} entries; {sampler.nfe} steps need {sampler.nfe + 1}")
+        raise ValueError(
+            f"noise holds {noise.shape[0]} entries; {sampler.nfe} steps need {sampler.nfe + 1}"
+        )
     xs, start = dict(sampler.xs), dict(sampler.start)
     if sampler.step.structure.noise is not None:
         xs["z"] = noise[1:]

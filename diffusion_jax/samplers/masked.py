@@ -40,14 +40,18 @@ def _tokens(process, length) -> Callable:
     def prepare(x_init):
         if isinstance(x_init, int | np.integer) and not isinstance(x_init, bool):
             if length is None:
-                raise ValueError("the number of sequences alone does not say their length: pass length")
+                raise ValueError(
+                    "the number of sequences alone does not say their length: pass length"
+                )
             if x_init < 1:
                 raise ValueError(f"the number of sequences must be positive, got {x_init}")
             return jnp.full((int(x_init), length), process.mask_id, jnp.int32)
         tokens = jnp.asarray(x_init)
         process.check_tokens(tokens, process.mask_id)
         if length is not None and tokens.shape[1] != length:
-            raise ValueError(f"tokens have length {tokens.shape[1]}, the sampler was built for {length}")
+            raise ValueError(
+                f"tokens have length {tokens.shape[1]}, the sampler was built for {length}"
+            )
         return tokens
 
     return prepare

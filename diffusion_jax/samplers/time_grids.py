@@ -116,7 +116,9 @@ def build_times(
         raise ValueError(f"{num_steps} steps need {num_steps} + 1 times, got shape {times.shape}")
     if not (np.diff(times) < 0).all():
         at = int((np.diff(times) >= 0).argmax())
-        raise ValueError(f"times must decrease strictly: times[{at}:{at + 2}] = {times[at : at + 2]}")
+        raise ValueError(
+            f"times must decrease strictly: times[{at}:{at + 2}] = {times[at : at + 2]}"
+        )
     if times[0] > 1.0 or times[-1] < 0.0:
         raise ValueError(f"times must lie in [0, 1], got {times[0]} to {times[-1]}")
     return times

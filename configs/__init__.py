@@ -1,0 +1,1 @@
+"""Experiments as `ml_collections` configs: `get_config()` in each file."""

@@ -1,0 +1,139 @@
+"""From a config to the things it names. Each section is a `name` and the keyword arguments of it.
+
+    config.data     = {"name": "digits", ...}
+    config.process  = {"name": "vp", "beta_max": 20.0}
+    config.network  = {"name": "unet", "channels": 32}
+    config.method   = {"name": "score", "parameterization": "edm"}
+    config.train    = fields of `training.TrainConfig`, and `augment` for the data
+    config.evaluate = fields of `evaluation_options`
+
+What the data decide (number of classes, vocabulary, source channels) is filled in from them.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffusion_jax import registry
+from diffusion_jax.data.source import DataSpec
+from diffusion_jax.methods.base import Method
+
+SECTIONS = ("data", "process", "network", "method", "train", "evaluate")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be built; the message names the section, the bad value and the valid ones."""
+
+
+def section(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
+    """`(name, keyword arguments)` of a section.
+
+    Raises:
+      ConfigError: the section, or its name, is missing.
+    """
+    if name not in config or "name" not in config[name]:
+        raise ConfigError(f"config.{name}.name is missing")
+    options = to_plain(config[name])
+    return options.pop("name"), options
+
+
+def to_plain(value: Any) -> Any:
+    """Nested dicts, lists and scalars of a ConfigDict."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {k: to_plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(to_plain(v) for v in value)
+    return value
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a section that nothing reads."""
+    for name in config:
+        if name not in (*SECTIONS, "description"):
+            raise ConfigError(f"unknown config section {name!r}{registry.closest(name, SECTIONS)}")
+
+
+def construct(kind: str, config: Mapping[str, Any], name: str, *arguments: Any, **defaults: Any):
+    """Calls the registered constructor of a section; `defaults` are used where the config is silent.
+
+    Raises:
+      ConfigError: an unknown name, or arguments that the constructor does not take.
+    """
+    chosen, options = section(config, name)
+    try:
+        build = registry.get(kind, chosen)
+    except registry.UnknownName as error:
+        raise ConfigError(f"config.{name}.name: {error}") from error
+    parameters = inspect.signature(build).parameters
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        valid = [
+            n for n in list(parameters)[len(arguments) :] if n not in ("parent", "name", "process")
+        ]
+        for key in options:
+            if key not in valid:
+                near = registry.closest(key, valid)
+                raise ConfigError(f"config.{name}.{key}: {chosen!r} has no such argument{near}")
+        defaults = {k: v for k, v in defaults.items() if k in parameters}
+    try:
+        return build(*arguments, **{**defaults, **options})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{name}: {error}") from error
+
+
+def build_data(config: Mapping[str, Any], split: str):
+    """The source of a split ("train" or "test").
+
+    Raises:
+      ConfigError: see `construct`; a data set that is not prepared.
+    """
+    chosen, _ = section(config, "data")
+    return construct("data", config, "data", split=split)
+
+
+def build_process(config: Mapping[str, Any], spec: DataSpec):
+    """The forward process; the vocabulary comes from the data."""
+    options = {"vocab_size": spec.vocab_size} if spec.vocab_size else {}
+    plain = to_plain(config["process"]) if "process" in config else {}
+    schedule = plain.get("schedule")
+    if isinstance(schedule, Mapping):
+        made = construct("schedule", {"schedule": schedule}, "schedule")
+        config = {**config, "process": {**plain, "schedule": made}}
+    return construct("process", config, "process", **options)
+
+
+def build_network(config: Mapping[str, Any], spec: DataSpec):
+    """The network module; classes, vocabulary and source channels come from the data."""
+    defaults: dict[str, Any] = {"num_classes": spec.num_classes}
+    if spec.vocab_size:
+        defaults["vocab_size"] = spec.vocab_size
+    if "source" in spec.elements:
+        defaults["source_channels"] = spec.elements["source"].shape[-1]
+    if to_plain(config.get("method", {})).get("parameterization", "") == "ddbm":
+        defaults["time_scale"] = 1.0  # the network is told 250 log t, not t
+    return construct("network", config, "network", **defaults)
+
+
+class Built(NamedTuple):
+    """What a config makes without its data: `spec`, `process`, `module` and `method`."""
+
+    spec: DataSpec
+    process: Any
+    module: Any
+    method: Method
+
+
+def build_method(config: Mapping[str, Any], spec: DataSpec) -> Built:
+    """Process, network and method for data of this spec.
+
+    Raises:
+      ConfigError: an unknown name, section or argument, or parts that do not fit one another.
+    """
+    check_sections(config)
+    process = build_process(config, spec)
+    module = build_network(config, spec)
+    method = construct("method", config, "method", process, module, spec)
+    return Built(spec, process, module, method)

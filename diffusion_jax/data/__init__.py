@@ -1,0 +1,36 @@
+"""Data: sources (random-access sequences of numpy dicts) and the batches made from them.
+
+Importing this package imports numpy alone; scikit-learn, Pillow and tensorflow-datasets are imported
+by the sources that need them, when they are made.
+"""
+
+from diffusion_jax.data.arrays import arrays
+from diffusion_jax.data.augmentations import AUGMENTATIONS
+from diffusion_jax.data.corruptions import CORRUPTIONS, Paired, paired
+from diffusion_jax.data.digits import digits, digits_tokens
+from diffusion_jax.data.image_folder import image_folder
+from diffusion_jax.data.pipeline import Pipeline, eval_batches
+from diffusion_jax.data.source import ArraySource, DataSpec, Element, Source, Subset
+from diffusion_jax.data.text import Vocabulary, text
+from diffusion_jax.data.tfds import tfds
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CORRUPTIONS",
+    "ArraySource",
+    "DataSpec",
+    "Element",
+    "Paired",
+    "Pipeline",
+    "Source",
+    "Subset",
+    "Vocabulary",
+    "arrays",
+    "digits",
+    "digits_tokens",
+    "eval_batches",
+    "image_folder",
+    "paired",
+    "text",
+    "tfds",
+]

@@ -1,0 +1,183 @@
+"""Judges a run: one row a sampler, between the rows of held-out data (floor) and noise (ceiling).
+
+Images (and tokens that are pixels) are judged in the features of a classifier trained on the real
+training images; bridges also by their distance to the truth; token models by their bound on held-out
+data beside histogram baselines. Times are of the second call, without compilation.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import run as runs
+from diffusion_jax.evaluation.image_metrics import psnr
+from diffusion_jax.evaluation.quality import ImageQuality, noise_images
+from diffusion_jax.evaluation.report import markdown_table
+from diffusion_jax.evaluation.text_metrics import (
+    histogram_baseline,
+    ngram_divergence,
+    position_baseline,
+)
+from diffusion_jax.methods.base import Context
+from diffusion_jax.registry import closest
+
+OPTIONS = {"num": None, "batch_size": 500, "samplers": (), "draws": 16, "seed": 0}
+
+
+def evaluation_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `evaluate` of a config, with defaults.
+
+    num: samples for each sampler (default: as many as held-out examples); batch_size: at a time;
+    samplers: list of {"name": ..., "nfe": ..., further options}; draws: times drawn for each held-out
+    example in a likelihood bound; seed.
+
+    Raises:
+      ValueError: an unknown field.
+    """
+    given = dict(config.get("evaluate", {}))
+    for name in given:
+        if name not in OPTIONS:
+            raise ValueError(f"unknown evaluate field {name!r}{closest(name, OPTIONS)}")
+    return {**OPTIONS, **given}
+
+
+def build_samplers(run: runs.Run, samplers: Sequence[Mapping[str, Any]]) -> list:
+    """The samplers asked for, or the method's own."""
+    built = [
+        run.method.build_sampler(s["name"], **{k: v for k, v in s.items() if k != "name"})
+        for s in samplers
+    ]
+    return built or [run.method.default_sampler]
+
+
+def timed(run: runs.Run, batch, key, sampler, batch_size) -> tuple[np.ndarray, float]:
+    """Samples, and seconds per 1,000 of them once the program is compiled."""
+    size = min(batch_size, len(batch["index"]))
+    part = {k: v[:size] for k, v in batch.items()}
+    runs.draw(run, part, key, sampler=sampler, batch_size=size)
+    begin = time.perf_counter()
+    samples = runs.draw(run, batch, key, sampler=sampler, batch_size=size)
+    return samples, 1000.0 * (time.perf_counter() - begin) / len(samples)
+
+
+def bound(run: runs.Run, data: Mapping[str, np.ndarray], draws: int, seed: int, size: int = 250):
+    """Upper bound on nats per token of held-out sequences, mean and standard error over `draws`.
+
+    The integral over t in [t_min, 1] by low-discrepancy times, plus what lies below t_min bounded by
+    decoding those tokens uniformly (MD4's reconstruction term, arXiv 2406.04329).
+    """
+    process, loss = run.method.process, jax.jit(run.method.loss)
+    count = len(data["index"])
+    totals = []
+    for i in range(draws):
+        key, total = jax.random.fold_in(jax.random.key(seed), i), 0.0
+        for begin in range(0, count, size):
+            part = {k: v[begin : begin + size] for k, v in data.items()}
+            # one low-discrepancy grid over the whole held-out set
+            context = Context(train=False, batch_size=count)
+            value, _ = loss(run.params, key, part, context)
+            total += float(value) * len(part["index"])
+        totals.append(total / count)
+    rest = float(process.mask_rate(process.t_min)) * np.log(process.vocab_size)
+    return float(np.mean(totals)) + rest, float(np.std(totals) / np.sqrt(max(draws - 1, 1)))
+
+
+def judge(run: runs.Run, *, progress: bool = False, **overrides: Any) -> dict[str, Any]:
+    """Evaluates a run.
+
+    Args:
+      run: an open run.
+      progress: say what is being done on standard error.
+      overrides: fields of `evaluation_options`.
+    Returns:
+      {"rows": one dict a sampler and reference, "samples": name -> array, "batch": conditions,
+      "likelihood": for token models, or None}; rows are ready for JSON.
+    Raises:
+      ValueError: unknown options, samplers that do not fit, data that cannot be read.
+    """
+    options = evaluation_options({"evaluate": {**run.config.get("evaluate", {}), **overrides}})
+    samplers = build_samplers(run, options["samplers"])
+    train, test = run.source("train"), run.source("test")
+    held_out = runs.first_conditions(test, len(test))
+    num = options["num"] or len(test)
+    batch = runs.conditions(run, num)
+    key = jax.random.key(options["seed"])
+    rows, drawn = [], {}
+    for sampler in samplers:
+        label = f"{sampler.name} {sampler.nfe}"
+        drawn[label], seconds = timed(run, batch, key, sampler, options["batch_size"])
+        row = {"sampler": sampler.name, "nfe": sampler.nfe, "seconds_per_1000": seconds}
+        rows.append(row)
+    if run.spec.show in ("image", "pixels") and run.spec.num_classes:
+        rows += _judge_images(run, train, held_out, batch, drawn, rows, options)
+    elif run.spec.kind == "tokens":
+        reference = held_out["tokens"]
+        for row, samples in zip(rows, drawn.values()):
+            row["bigram_divergence"] = ngram_divergence(samples, reference)
+    if "source" in batch:
+        truth, source = batch[run.spec.kind], batch["source"]
+        degraded = float(psnr(source, truth).mean())
+        for row, samples in zip(rows, drawn.values()):
+            row["psnr"] = float(psnr(np.clip(samples, -1.0, 1.0), truth).mean())
+            row["psnr_gain"] = row["psnr"] - degraded
+    likelihood = None
+    if run.spec.kind == "tokens":
+        nats, error = bound(run, held_out, options["draws"], options["seed"])
+        tokens = train.take(np.arange(len(train)))["tokens"], held_out["tokens"]
+        vocabulary = run.spec.vocab_size
+        likelihood = {
+            "nats_per_token": nats,
+            "standard_error": error,
+            "histogram": histogram_baseline(*tokens, vocabulary)["nats_per_token"],
+            "histogram_per_position": position_baseline(*tokens, vocabulary)["nats_per_token"],
+        }
+        for row in rows[: len(drawn)]:
+            row["nats_per_token"] = nats
+    return {"rows": rows, "samples": drawn, "batch": batch, "likelihood": likelihood}
+
+
+def _judge_images(run, train, held_out, batch, drawn, rows, options):
+    """Fills the rows with image figures; returns the floor and ceiling rows."""
+    every = train.take(np.arange(len(train)))
+    quality = ImageQuality(
+        runs.as_images(run.spec, every[run.spec.kind]),
+        every["label"],
+        jax.random.key(options["seed"]),
+    )
+    real = runs.as_images(run.spec, held_out[run.spec.kind])
+    noise = noise_images(jax.random.key(options["seed"] + 1), len(real), real.shape[1:])
+    sets = {
+        name: (runs.as_images(run.spec, samples), batch["label"]) for name, samples in drawn.items()
+    }
+    if "source" in batch:
+        sets["source"] = (batch["source"], batch["label"])
+    sets["held-out data"] = (real, held_out["label"])
+    sets["noise"] = (noise, held_out["label"])
+    judged = {row.pop("name"): row for row in quality.compare(sets)}
+    for row, name in zip(rows, drawn):
+        row.update(judged[name])
+    references = [name for name in judged if name not in drawn]
+    return [{"sampler": name, "nfe": None, **judged[name]} for name in references]
+
+
+COLUMNS = {
+    "family": "family",
+    "sampler": "sampler",
+    "nfe": "NFE",
+    "frechet": "Frechet distance",
+    "accuracy": "class accuracy",
+    "psnr": "PSNR (dB)",
+    "psnr_gain": "gain over source (dB)",
+    "nats_per_token": "nats per token",
+    "bigram_divergence": "bigram divergence",
+    "seconds_per_1000": "s per 1,000 samples",
+}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table with the columns that occur."""
+    used = {k: title for k, title in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
+    return markdown_table([{k: row.get(k) for k in used} for row in rows], used)

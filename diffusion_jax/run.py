@@ -1,0 +1,301 @@
+"""A run from end to end: train a config into a folder, open the folder, draw samples from it.
+
+`sample` and `evaluate` need only the folder: it holds the resolved config, the data's spec and the
+checkpoints. Bridges also need the data set itself, for sources.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from diffusion_jax import builder
+from diffusion_jax.data.pipeline import Pipeline
+from diffusion_jax.data.source import DataSpec, Source
+from diffusion_jax.evaluation.grids import comparison_grid, image_grid, trajectory_strip
+from diffusion_jax.training import TrainConfig, TrainResult, read_config, restore_params, train
+from diffusion_jax.training.parallel import initialize_distributed
+
+_SPEC = "spec.json"
+_PREVIEW = 40  # samples in the grids drawn while training
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model.
+
+    Attributes:
+      workdir: the run folder.
+      config: the resolved config, plain data.
+      spec: the data's `DataSpec`.
+      method: the `Method`.
+      params: the parameters, averaged ones where there are any.
+      weights: name of the checkpoint item they are from.
+      step: training steps done.
+    """
+
+    workdir: pathlib.Path
+    config: Mapping[str, Any]
+    spec: DataSpec
+    method: Any
+    params: Any
+    weights: str
+    step: int
+
+    def source(self, split: str) -> Source:
+        """The data set of the run."""
+        return builder.build_data(self.config, split)
+
+
+def train_config(config: Mapping[str, Any]) -> tuple[TrainConfig, Mapping[str, Any]]:
+    """The loop's `TrainConfig`, and what else stands under `train` (data augmentation)."""
+    options = builder.to_plain(config["train"]) if "train" in config else {}
+    augment = options.pop("augment", None)
+    try:
+        return TrainConfig.from_mapping(options), {"augment": augment}
+    except (TypeError, ValueError) as error:
+        raise builder.ConfigError(f"config.train: {error}") from error
+
+
+def train_run(
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    *,
+    accept_changes: bool = False,
+    fallback: bool = False,
+) -> TrainResult:
+    """Trains a config into a run folder, or goes on where the folder stands.
+
+    Everything that can be wrong with the config is found before anything is written.
+
+    Raises:
+      ConfigError: a config that cannot be built.
+      others: see `training.train`.
+    """
+    options, data_options = train_config(config)
+    initialize_distributed(options.parallel)
+    source = builder.build_data(config, "train")
+    built = builder.build_method(config, source.spec)
+    host = jax.process_index(), jax.process_count()
+    pipeline = Pipeline(source, options.batch_size, options.seed, host=host, **data_options)
+    workdir = pathlib.Path(workdir)
+    batch = first_conditions(source, _PREVIEW)
+
+    def preview(params, key, step):
+        drawn = built.method.sample(params, key, batch)
+        return picture(source.spec, np.asarray(drawn), batch)
+
+    def write_spec():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / _SPEC).write_text(json.dumps(source.spec.to_json()) + "\n")
+
+    return train(
+        built.method,
+        _Announced(pipeline, write_spec),
+        options,
+        workdir,
+        sample_fn=preview,
+        resolved=builder.to_plain(config),
+        accept_changes=accept_changes,
+        fallback=fallback,
+    )
+
+
+class _Announced:
+    """A pipeline that runs a function when training starts to read, after all checks have passed."""
+
+    def __init__(self, pipeline: Pipeline, first: Callable[[], None]):
+        self._pipeline, self._first = pipeline, first
+
+    def batch(self, step):
+        return self._pipeline.batch(step)
+
+    def iterate(self, start):
+        if jax.process_index() == 0:
+            self._first()
+        return self._pipeline.iterate(start)
+
+
+def open_run(
+    workdir: str | pathlib.Path, weights: str | None = None, step: int | None = None
+) -> Run:
+    """Opens a run folder.
+
+    Args:
+      workdir: the folder.
+      weights: "params" or "ema_<decay>"; default the first average, else "params".
+      step: of the checkpoint; default the newest.
+    Raises:
+      ValueError: no run folder, no such checkpoint or weights, or one that does not fit the config.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise ValueError(f"no run folder {str(workdir)!r}")
+    config = read_config(workdir)
+    if not (workdir / _SPEC).is_file():
+        raise ValueError(f"{workdir} is not a run folder: it has no {_SPEC}")
+    spec = DataSpec.from_json(json.loads((workdir / _SPEC).read_text()))
+    built = builder.build_method(config, spec)
+    if weights is None:
+        decays = TrainConfig.from_mapping(
+            {k: v for k, v in config["train"].items() if k != "augment"}
+        ).ema
+        weights = f"ema_{decays[0]:g}" if decays else "params"
+    shapes = jax.eval_shape(built.method.init, jax.random.key(0), spec.zeros(2))
+    params = restore_params(workdir, weights, step, target=shapes)
+    done = step if step is not None else _newest(workdir)
+    return Run(workdir, config, spec, built.method, params, weights, done)
+
+
+def _newest(workdir) -> int:
+    from diffusion_jax.training import Checkpoints
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.steps()[-1]
+
+
+def checksum(params: Any) -> str:
+    """Twelve hexadecimal digits of the parameters' bytes."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def first_conditions(source: Source, num: int) -> dict[str, np.ndarray]:
+    """The first `num` examples of a source as conditions (labels, sources), over and over if short."""
+    rows = np.arange(num) % len(source)
+    return source.take(rows) | {"index": np.arange(num, dtype=np.int32)}
+
+
+def conditions(
+    run: Run, num: int, *, label: int | None = None, split: str = "test"
+) -> dict[str, np.ndarray]:
+    """What `num` samples are drawn under.
+
+    Labels go round all classes, or are all `label`; a bridge takes the sources of `split` (and then
+    "image" holds the truth).
+
+    Raises:
+      ValueError: num below 1, or a label the model does not have.
+    """
+    if num < 1:
+        raise ValueError(f"num must be positive, got {num}")
+    spec = run.spec
+    if "source" in spec.elements:
+        return first_conditions(run.source(split), num)
+    batch = {"index": np.arange(num, dtype=np.int32)}
+    if spec.num_classes:
+        if label is not None and not 0 <= label < spec.num_classes:
+            raise ValueError(f"label must lie in 0..{spec.num_classes - 1}, got {label}")
+        labels = np.arange(num) % spec.num_classes if label is None else np.full(num, label)
+        batch["label"] = labels.astype(np.int32)
+    elif label is not None:
+        raise ValueError("the model has no classes: label cannot be asked for")
+    return batch
+
+
+def draw(
+    run: Run,
+    batch: Mapping[str, Any],
+    key: jax.Array,
+    *,
+    sampler: Any = None,
+    batch_size: int = 256,
+    progress: bool = False,
+    **options: Any,
+) -> Any:
+    """Samples for every row of `batch`, in chunks; chunking does not change them.
+
+    Args:
+      batch: conditions `[N, ...]` with "index".
+      key: of the samples; sample i depends on it and `index[i]` alone.
+      sampler: default the method's own.
+      batch_size: rows at a time. The last chunk is padded to it, so one program serves all.
+      progress: show a progress bar when standard error is a terminal.
+      options: of `samplers.sample` (`trajectory`, `hook`, ...).
+    Returns:
+      NumPy samples `[N, ...]`; with `trajectory`, also `[steps + 1, N, ...]`.
+    """
+    count = len(batch["index"])
+    size = min(batch_size, count)
+    chunks = []
+    walk = tqdm.trange(
+        0, count, size, disable=None if progress else True, desc="sample", unit="chunk"
+    )
+    for begin in walk:
+        rows = np.minimum(np.arange(begin, begin + size), count - 1)
+        part = {k: jnp.asarray(np.asarray(v)[rows]) for k, v in batch.items()}
+        drawn = run.method.sample(run.params, key, part, sampler, **options)
+        keep = min(size, count - begin)
+        chunks.append(
+            (np.asarray(drawn[0])[:keep], np.asarray(drawn[1])[:, :keep])
+            if options.get("trajectory")
+            else np.asarray(drawn)[:keep]
+        )
+    if not options.get("trajectory"):
+        return np.concatenate(chunks)
+    return tuple(np.concatenate(parts, axis=axis) for axis, parts in enumerate(zip(*chunks)))
+
+
+def as_images(spec: DataSpec, values: np.ndarray) -> np.ndarray:
+    """Images `[..., H, W, C]` float in [-1, 1] from samples of an image or pixel-token model."""
+    if spec.show == "pixels":
+        flat = values.reshape(-1, *spec.shape)
+        pixels = spec.decode(flat).astype(np.float32) / 127.5 - 1.0
+        return pixels.reshape(*values.shape[: -len(spec.shape)], *pixels.shape[1:])
+    return values
+
+
+def picture(spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any]) -> Any:
+    """What to show of samples: images by name, strings, or raw points as they are."""
+    if spec.show in ("text", "bytes"):
+        return spec.decode(samples)
+    if spec.show is None:
+        return {}
+    shown = {"samples": as_images(spec, samples)}
+    if "source" in batch:
+        shown |= {"source": np.asarray(batch["source"]), "truth": np.asarray(batch[spec.kind])}
+    return shown
+
+
+def grid_of(
+    spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any], columns=None
+) -> np.ndarray:
+    """One picture of image samples; a bridge's beside its sources and the truth."""
+    shown = picture(spec, samples, batch)
+    if "source" not in shown:
+        columns = columns or (spec.num_classes if spec.num_classes else None)
+        return image_grid(shown["samples"], columns=columns)
+    width = columns or 10
+    rows = [
+        comparison_grid(
+            {
+                "source": shown["source"][i : i + width],
+                "restored": shown["samples"][i : i + width],
+                "truth": shown["truth"][i : i + width],
+            }
+        )
+        for i in range(0, len(samples) - len(samples) % width or len(samples), width)
+    ]
+    return _stack(rows)
+
+
+def strip_of(spec: DataSpec, path: np.ndarray, columns: int = 10) -> np.ndarray:
+    """How samples come about: states `[S, N, ...]`, a row an example, time from left to right."""
+    return trajectory_strip(as_images(spec, path), columns=columns)
+
+
+def _stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(p.shape[1] for p in pictures)
+    padded = [
+        np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures
+    ]
+    return np.concatenate(padded)

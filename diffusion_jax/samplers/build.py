@@ -1,0 +1,66 @@
+"""A sampler by name and number of network calls, as command lines and configs ask for it."""
+
+from typing import Any
+
+from diffusion_jax.processes import BridgeProcess, DiscreteProcess, GaussianProcess
+from diffusion_jax.registry import closest, entry, names
+from diffusion_jax.samplers.scan import Sampler
+
+
+def family_of(process: Any) -> str:
+    """ "gaussian", "bridge" or "discrete". Raises ValueError for anything else."""
+    families = {GaussianProcess: "gaussian", BridgeProcess: "bridge", DiscreteProcess: "discrete"}
+    for kind, family in families.items():
+        if isinstance(process, kind):
+            return family
+    raise ValueError(f"{type(process).__name__} is not a process of this library")
+
+
+def steps_for(calls: str, nfe: int) -> int:
+    """The most steps that spend at most `nfe` network calls; `calls` says what n steps cost."""
+    return {"n": nfe, "2n": nfe // 2, "2n-1": (nfe + 1) // 2, "3n-1": (nfe + 1) // 3}[calls]
+
+
+def build_sampler(process: Any, name: str, nfe: int | None = None, **options: Any) -> Sampler:
+    """The registered sampler `name` on a process.
+
+    Args:
+      process: a process; the sampler must be of its family.
+      name: registered name.
+      nfe: network calls to spend at most; None takes the sampler's own default.
+      options: arguments of the sampler.
+    Raises:
+      ValueError: unknown name, a sampler of another family, options it does not have, or an nfe below
+        what one step costs.
+    """
+    family = family_of(process)
+    found = entry("sampler", name)
+    if found.meta["family"] != family:
+        fitting = names("sampler", family=family)
+        raise ValueError(f"sampler {name!r} is not for a {family} process{closest(name, fitting)}")
+    calls = found.meta.get("calls", "n")
+    if nfe is not None and (not isinstance(nfe, int) or nfe < 1):
+        raise ValueError(f"nfe must be a positive int, got {nfe!r}")
+    if calls == "length":
+        length = options.get("length")
+        if nfe is not None and length is not None and nfe != length:
+            raise ValueError(
+                f"sampler {name!r} makes one call a token: nfe is the length {length}, not {nfe}"
+            )
+    elif nfe is not None:
+        options["num_steps"] = steps = steps_for(calls, nfe)
+        if steps < 1:
+            raise ValueError(
+                f"sampler {name!r} costs {calls} calls for n steps: nfe={nfe} is too few"
+            )
+    try:
+        sampler = found.build(process, **options)
+        # n steps may cost one more than declared (Heun without a last step into sigma = 0)
+        while (
+            nfe is not None and calls != "length" and sampler.nfe > nfe and options["num_steps"] > 1
+        ):
+            options["num_steps"] -= 1
+            sampler = found.build(process, **options)
+    except TypeError as error:
+        raise ValueError(f"sampler {name!r}: {error}") from error
+    return sampler
