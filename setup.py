@@ -22,4 +22,26 @@ setup(
         "tqdm>=4.66",
         "absl-py>=2.1",
     ],
+    extras_require={
+        "test": [
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.15",
+            "scipy>=1.14",
+            "tensorboard>=2.19",
+            "tensorflow-datasets>=4.9.10",
+            "array_record>=0.8",
+        ],
+        "tensorboard": ["tensorboard>=2.19"],
+        # reading data sets that TFDS has prepared: no TensorFlow
+        "data": ["tensorflow-datasets>=4.9.10", "array_record>=0.8"],
+        # preparing them, once
+        "tfds": [
+            "tensorflow-datasets>=4.9.10",
+            "array_record>=0.8",
+            "importlib_resources",
+            "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
+            "tensorflow>=2.21; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        ],
+    },
 )

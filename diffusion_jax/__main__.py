@@ -40,8 +40,10 @@ def load_config(arguments: Sequence[str]):
 
     from diffusion_jax.registry import closest
 
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the config", flag_values=values)
+    values, line = flags.FlagValues(), ["diffusion_jax", *arguments]
+    config_flags.DEFINE_config_file(
+        "config", None, "the config", flag_values=values, sys_argv=line
+    )
     path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), "")
     file = pathlib.Path(path.split(":", 1)[0])
     if path and not file.is_file():
@@ -50,7 +52,7 @@ def load_config(arguments: Sequence[str]):
         )
         raise UsageError(f"no config file {str(file)!r}{closest(str(file), near)}")
     try:
-        values(["diffusion_jax", *arguments])
+        values(line)
         config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
         raise UsageError(_config_message(error, arguments, file)) from error

@@ -90,7 +90,7 @@ def build_data(config: Mapping[str, Any], split: str):
     Raises:
       ConfigError: see `construct`; a data set that is not prepared.
     """
-    chosen, _ = section(config, "data")
+    _chosen, _ = section(config, "data")
     return construct("data", config, "data", split=split)
 
 

@@ -54,13 +54,21 @@ def build_samplers(run: runs.Run, samplers: Sequence[Mapping[str, Any]]) -> list
 
 
 def timed(run: runs.Run, batch, key, sampler, batch_size) -> tuple[np.ndarray, float]:
-    """Samples, and seconds per 1,000 of them once the program is compiled."""
-    size = min(batch_size, len(batch["index"]))
-    part = {k: v[:size] for k, v in batch.items()}
-    runs.draw(run, part, key, sampler=sampler, batch_size=size)
+    """Samples, and seconds per 1,000 of them once the program is compiled.
+
+    The first chunk (half of the samples at most) compiles; the others are timed.
+    """
+    count = len(batch["index"])
+    size = min(batch_size, -(-count // 2))
+    first = {k: v[:size] for k, v in batch.items()}
+    rest = {k: v[size:] for k, v in batch.items()} if count > size else first
+    head = runs.draw(run, first, key, sampler=sampler, batch_size=size)
     begin = time.perf_counter()
-    samples = runs.draw(run, batch, key, sampler=sampler, batch_size=size)
-    return samples, 1000.0 * (time.perf_counter() - begin) / len(samples)
+    tail = runs.draw(run, rest, key, sampler=sampler, batch_size=size, whole_chunks=True)
+    seconds = time.perf_counter() - begin
+    samples = np.concatenate([head, tail]) if count > size else head
+    computed = -(-len(rest["index"]) // size) * size
+    return samples, 1000.0 * seconds / computed
 
 
 def bound(run: runs.Run, data: Mapping[str, np.ndarray], draws: int, seed: int, size: int = 250):
@@ -85,12 +93,12 @@ def bound(run: runs.Run, data: Mapping[str, np.ndarray], draws: int, seed: int, 
     return float(np.mean(totals)) + rest, float(np.std(totals) / np.sqrt(max(draws - 1, 1)))
 
 
-def judge(run: runs.Run, *, progress: bool = False, **overrides: Any) -> dict[str, Any]:
+def judge(run: runs.Run, *, cache=None, **overrides: Any) -> dict[str, Any]:
     """Evaluates a run.
 
     Args:
       run: an open run.
-      progress: say what is being done on standard error.
+      cache: .npz file that keeps the classifier, so that several runs are judged by one.
       overrides: fields of `evaluation_options`.
     Returns:
       {"rows": one dict a sampler and reference, "samples": name -> array, "batch": conditions,
@@ -112,16 +120,16 @@ def judge(run: runs.Run, *, progress: bool = False, **overrides: Any) -> dict[st
         row = {"sampler": sampler.name, "nfe": sampler.nfe, "seconds_per_1000": seconds}
         rows.append(row)
     if run.spec.show in ("image", "pixels") and run.spec.num_classes:
-        rows += _judge_images(run, train, held_out, batch, drawn, rows, options)
+        rows += _judge_images(run, train, held_out, batch, drawn, rows, options, cache)
     elif run.spec.kind == "tokens":
         reference = held_out["tokens"]
         for row, samples in zip(rows, drawn.values()):
             row["bigram_divergence"] = ngram_divergence(samples, reference)
     if "source" in batch:
         truth, source = batch[run.spec.kind], batch["source"]
-        degraded = float(psnr(source, truth).mean())
+        degraded = float(psnr(source, truth, data_range=2.0).mean())
         for row, samples in zip(rows, drawn.values()):
-            row["psnr"] = float(psnr(np.clip(samples, -1.0, 1.0), truth).mean())
+            row["psnr"] = float(psnr(np.clip(samples, -1.0, 1.0), truth, data_range=2.0).mean())
             row["psnr_gain"] = row["psnr"] - degraded
     likelihood = None
     if run.spec.kind == "tokens":
@@ -139,13 +147,14 @@ def judge(run: runs.Run, *, progress: bool = False, **overrides: Any) -> dict[st
     return {"rows": rows, "samples": drawn, "batch": batch, "likelihood": likelihood}
 
 
-def _judge_images(run, train, held_out, batch, drawn, rows, options):
+def _judge_images(run, train, held_out, batch, drawn, rows, options, cache):
     """Fills the rows with image figures; returns the floor and ceiling rows."""
     every = train.take(np.arange(len(train)))
     quality = ImageQuality(
         runs.as_images(run.spec, every[run.spec.kind]),
         every["label"],
         jax.random.key(options["seed"]),
+        cache=cache,
     )
     real = runs.as_images(run.spec, held_out[run.spec.kind])
     noise = noise_images(jax.random.key(options["seed"] + 1), len(real), real.shape[1:])
@@ -168,6 +177,7 @@ COLUMNS = {
     "sampler": "sampler",
     "nfe": "NFE",
     "frechet": "Frechet distance",
+    "texture": "texture distance",
     "accuracy": "class accuracy",
     "psnr": "PSNR (dB)",
     "psnr_gain": "gain over source (dB)",

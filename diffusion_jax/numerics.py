@@ -100,3 +100,12 @@ def static(default: Any = dataclasses.MISSING) -> Any:
 def is_concrete(*values: Any) -> bool:
     """Whether all values are plain numbers that can be checked on the host."""
     return all(isinstance(v, int | float | np.number) for v in values)
+
+
+def check_times(process: Any) -> None:
+    """Raises ValueError unless `0 <= t_min < t_max <= 1`, where both are plain numbers."""
+    low, high = process.t_min, process.t_max
+    if is_concrete(low, high) and not 0.0 <= low < high <= 1.0:
+        raise ValueError(
+            f"{type(process).__name__}: need 0 <= t_min < t_max <= 1, got t_min = {low}, t_max = {high}"
+        )

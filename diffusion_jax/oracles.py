@@ -85,7 +85,9 @@ class GaussianMixture:
         pick, noise = jax.random.split(key)
         k = jax.random.choice(pick, len(self.weights), (num,), p=jnp.asarray(self.weights))
         z = jax.random.normal(noise, (num, np.shape(self.means)[1]))
-        root = jnp.linalg.cholesky(jnp.asarray(self.covariances))
+        # not Cholesky: a covariance may be singular
+        eigenvalues, basis = jnp.linalg.eigh(jnp.asarray(self.covariances))
+        root = basis * jnp.sqrt(jnp.maximum(eigenvalues, 0.0))[:, None, :]
         return jnp.asarray(self.means)[k] + jnp.einsum("bij,bj->bi", root[k], z)
 
 

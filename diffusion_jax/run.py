@@ -19,8 +19,21 @@ import tqdm
 from diffusion_jax import builder
 from diffusion_jax.data.pipeline import Pipeline
 from diffusion_jax.data.source import DataSpec, Source
-from diffusion_jax.evaluation.grids import comparison_grid, image_grid, trajectory_strip
-from diffusion_jax.training import TrainConfig, TrainResult, read_config, restore_params, train
+from diffusion_jax.evaluation.grids import (
+    comparison_grid,
+    image_grid,
+    tokens_to_images,
+    trajectory_strip,
+)
+from diffusion_jax.training import (
+    Checkpoints,
+    TrainConfig,
+    TrainResult,
+    make_optimizer,
+    read_config,
+    restore_params,
+    train,
+)
 from diffusion_jax.training.parallel import initialize_distributed
 
 _SPEC = "spec.json"
@@ -55,11 +68,17 @@ class Run:
 
 
 def train_config(config: Mapping[str, Any]) -> tuple[TrainConfig, Mapping[str, Any]]:
-    """The loop's `TrainConfig`, and what else stands under `train` (data augmentation)."""
+    """The loop's `TrainConfig`, and what else stands under `train` (data augmentation).
+
+    Raises:
+      ConfigError: a field, optimiser or schedule that does not exist, or a value out of range.
+    """
     options = builder.to_plain(config["train"]) if "train" in config else {}
     augment = options.pop("augment", None)
     try:
-        return TrainConfig.from_mapping(options), {"augment": augment}
+        train_options = TrainConfig.from_mapping(options)
+        make_optimizer(train_options.optimizer, train_options.steps)
+        return train_options, {"augment": augment}
     except (TypeError, ValueError) as error:
         raise builder.ConfigError(f"config.train: {error}") from error
 
@@ -80,7 +99,7 @@ def train_run(
       others: see `training.train`.
     """
     options, data_options = train_config(config)
-    initialize_distributed(options.parallel)
+    initialize_distributed(options.parallel.get("distributed", False))
     source = builder.build_data(config, "train")
     built = builder.build_method(config, source.spec)
     host = jax.process_index(), jax.process_count()
@@ -155,8 +174,6 @@ def open_run(
 
 
 def _newest(workdir) -> int:
-    from diffusion_jax.training import Checkpoints
-
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoints.steps()[-1]
 
@@ -210,6 +227,7 @@ def draw(
     sampler: Any = None,
     batch_size: int = 256,
     progress: bool = False,
+    whole_chunks: bool = False,
     **options: Any,
 ) -> Any:
     """Samples for every row of `batch`, in chunks; chunking does not change them.
@@ -220,12 +238,13 @@ def draw(
       sampler: default the method's own.
       batch_size: rows at a time. The last chunk is padded to it, so one program serves all.
       progress: show a progress bar when standard error is a terminal.
+      whole_chunks: pad even a batch smaller than `batch_size`, to reuse a compiled program.
       options: of `samplers.sample` (`trajectory`, `hook`, ...).
     Returns:
       NumPy samples `[N, ...]`; with `trajectory`, also `[steps + 1, N, ...]`.
     """
     count = len(batch["index"])
-    size = min(batch_size, count)
+    size = batch_size if whole_chunks else min(batch_size, count)
     chunks = []
     walk = tqdm.trange(
         0, count, size, disable=None if progress else True, desc="sample", unit="chunk"
@@ -246,12 +265,20 @@ def draw(
 
 
 def as_images(spec: DataSpec, values: np.ndarray) -> np.ndarray:
-    """Images `[..., H, W, C]` float in [-1, 1] from samples of an image or pixel-token model."""
-    if spec.show == "pixels":
-        flat = values.reshape(-1, *spec.shape)
-        pixels = spec.decode(flat).astype(np.float32) / 127.5 - 1.0
-        return pixels.reshape(*values.shape[: -len(spec.shape)], *pixels.shape[1:])
-    return values
+    """Images `[N, H, W, C]` float in [-1, 1] of an image model, or of a model of pixel tokens."""
+    if spec.show != "pixels":
+        return values
+    levels = np.asarray(values, np.float32) * (2.0 / (spec.vocab_size - 1)) - 1.0
+    return levels.reshape(-1, *spec.grid)
+
+
+def _visible(spec: DataSpec, values: np.ndarray) -> np.ndarray:
+    """Like `as_images`, with masked pixels in a colour of their own; any leading axes."""
+    if spec.show != "pixels":
+        return values
+    if spec.grid[-1] != 1:
+        return spec.decode(values.reshape(-1, *spec.shape)).reshape(*values.shape[:-1], *spec.grid)
+    return tokens_to_images(values, spec.vocab_size, spec.grid[:2])
 
 
 def picture(spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any]) -> Any:
@@ -260,7 +287,7 @@ def picture(spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any]) -> An
         return spec.decode(samples)
     if spec.show is None:
         return {}
-    shown = {"samples": as_images(spec, samples)}
+    shown = {"samples": _visible(spec, samples)}
     if "source" in batch:
         shown |= {"source": np.asarray(batch["source"]), "truth": np.asarray(batch[spec.kind])}
     return shown
@@ -285,15 +312,16 @@ def grid_of(
         )
         for i in range(0, len(samples) - len(samples) % width or len(samples), width)
     ]
-    return _stack(rows)
+    return stack(rows)
 
 
 def strip_of(spec: DataSpec, path: np.ndarray, columns: int = 10) -> np.ndarray:
     """How samples come about: states `[S, N, ...]`, a row an example, time from left to right."""
-    return trajectory_strip(as_images(spec, path), columns=columns)
+    return trajectory_strip(_visible(spec, path), columns=columns)
 
 
-def _stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures below one another, on white."""
     width = max(p.shape[1] for p in pictures)
     padded = [
         np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures

@@ -1,1 +1,0 @@
-"""Experiments as `ml_collections` configs: `get_config()` in each file."""

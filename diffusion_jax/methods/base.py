@@ -7,25 +7,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.numerics import example_keys
+from diffusion_jax.numerics import example_keys, pytree_dataclass, static
 from diffusion_jax.samplers.build import build_sampler
 from diffusion_jax.samplers.scan import sample as run_sampler
 
 
-class Context(NamedTuple):
+@pytree_dataclass
+class Context:
     """What a loss may need beside the parameters and the batch.
 
     Attributes:
       step: int32 scalar, the training step.
       ema: averaged parameters (a pytree like `params`) or None.
-      batch_size: size of the global batch, of which `batch` may be one device's shard.
-      train: whether dropout and the like are on.
+      state: the method's own state (a teacher, running statistics) or None; a loss returns the next
+        one as the metric "method_state".
+      batch_size: size of the global batch, of which `batch` may be one device's shard (static).
+      train: whether dropout and the like are on (static).
     """
 
     step: Any = 0
     ema: Any = None
-    batch_size: int | None = None
-    train: bool = True
+    state: Any = None
+    batch_size: int | None = static(None)
+    train: bool = static(True)
 
 
 class Method(NamedTuple):
@@ -109,8 +113,8 @@ class Network:
             conditions["label"] = jnp.where(dropped, self.num_classes, conditions["label"])
         # under pmap each device must drop other units: its first example tells devices apart
         dropout = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), batch["index"][0])
-        static = _StaticModule(self.module)
-        return jax.tree_util.Partial(_apply_train, static, params, conditions, dropout)
+        module = _StaticModule(self.module)
+        return jax.tree_util.Partial(_apply_train, module, params, conditions, dropout)
 
     def unconditional(self, batch):
         """The batch with every label replaced by the null label."""

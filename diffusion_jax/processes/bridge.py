@@ -124,7 +124,7 @@ class VPBridge(BridgeProcess):
 
     def _remaining(self, t):
         """B(1) - B(t), without cancellation near t = 1."""
-        xp, t = as_time(t, self.beta_d)
+        _xp, t = as_time(t, self.beta_d)
         return (1.0 - t) * (self.beta_min + 0.5 * self.beta_d * (1.0 + t))
 
     def alpha(self, t):

@@ -111,7 +111,7 @@ class _LinearBeta(GaussianProcess):
     """log alpha of the linear beta schedule, shared by VP and sub-VP."""
 
     def log_alpha(self, t):
-        xp, t = as_time(t, self.beta_max)
+        _xp, t = as_time(t, self.beta_max)
         return -0.25 * (self.beta_max - self.beta_min) * t * t - 0.5 * self.beta_min * t
 
     def beta(self, t):
@@ -277,7 +277,7 @@ class VE(GaussianProcess):
 
     def t_of_lam(self, lam):
         """Inverse of `lam`."""
-        xp, lam = as_time(lam, self.sigma_min)
+        _xp, lam = as_time(lam, self.sigma_min)
         return (-lam - namespace(self.sigma_min).log(self.sigma_min)) / self._log_ratio()
 
 

@@ -6,6 +6,8 @@
 Deviations: none; on the last step the noise is dropped while k keeps w, as in the authors' code.
 """
 
+import itertools
+
 import numpy as np
 
 from diffusion_jax.registry import register
@@ -53,7 +55,7 @@ def dbim(
     rows = Rows(source=True)
     boot = points[0]
     rows.add(process.point(process.t_max), boot["a"] * SRC + boot["b"] * D + boot["c"] * Z)
-    for i, (here, there) in enumerate(zip(points[:-1], points[1:])):
+    for i, (here, there) in enumerate(itertools.pairwise(points)):
         w = 0.0
         if eta > 0:
             rho2, rho2_next = process.rho2(times[i]), process.rho2(times[i + 1])

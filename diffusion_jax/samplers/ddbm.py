@@ -7,6 +7,8 @@ Deviations: the guidance weight w is one number for each part. In the authors' V
 leaves the stochastic part alone and enters the Heun part as (1 + w) / 2; in their VP code it is w in both.
 """
 
+import itertools
+
 import numpy as np
 
 from diffusion_jax.processes import BridgeProcess
@@ -64,7 +66,7 @@ def ddbm_heun(
         doob = (x - alpha_bar * SRC) * (-1.0 / (alpha**2 * process.rho_bar2(t)))
         return f * x - g2 * (score_weight * score - w * doob)
 
-    for t, t_next in zip(times[:-1], times[1:]):
+    for t, t_next in itertools.pairwise(times):
         if churn > 0:
             between = t + churn * (t_next - t)
             noise = np.sqrt((t - between) * process.diffusion_squared(t))

@@ -321,7 +321,7 @@ class LinearStep:
         basis |= {f"h{k + 1}": entry for k, entry in enumerate(state.history)}
         if self.structure.noise is not None:
             basis["z"] = self._noise(rng, inputs, x)
-        for output, columns in self.structure.rows:
+        for _, columns in self.structure.rows:
             for name, _ in columns:
                 if name.endswith("-src") and name not in basis:
                     basis[name] = _subtract(basis[name[:-4]], state.source)

@@ -7,6 +7,7 @@ come out colder than the model (arXiv 2409.02908). Two stages have the same law 
 Gumbel noise itself is drawn in JAX's "high" mode, whose float32 tail reaches 32.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -136,7 +137,7 @@ def masked_ancestral(
     _check(process, length, temperature)
     times = build_times(process, num_steps, grid, t_start, t_end)
     points = [process.point(t) for t in times]
-    reveal = np.array([process.reveal_probability(t, s) for t, s in zip(times[:-1], times[1:])])
+    reveal = np.array([process.reveal_probability(t, s) for t, s in itertools.pairwise(times)])
     reveal[-1] = 1.0
     stacked = {k: np.array([p[k] for p in points]) for k in points[0]}
     xs = {

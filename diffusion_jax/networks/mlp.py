@@ -1,0 +1,87 @@
+"""MLP for points [B, D]: residual blocks modulated by time and label."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import zeros
+
+from diffusion_jax.networks.checks import check_dtype, check_inputs, check_positive, check_rate
+from diffusion_jax.networks.features import film
+from diffusion_jax.networks.layers import Condition, LayerNorm, Modulation, OutputDense
+from diffusion_jax.registry import register
+
+
+@register("network", "mlp", input="points")
+class MLP(nn.Module):
+    """Residual MLP: blocks `h + Dense(SiLU(FiLM(Dense(norm(h)), time, label)))`.
+
+    Args:
+      width: of the residual stream and of the blocks.
+      depth: number of residual blocks.
+      dropout: rate inside the blocks.
+      out_features: of the output; None for D.
+      num_classes: number of classes; None or 0 for an unconditional network.
+      source_channels: last axis of the source, concatenated to x; 0 without source.
+      time_features: number of sinusoidal time features.
+      time_scale: factor on t, see `features.time_features`.
+      dtype: compute dtype; parameters and output are float32.
+    Shapes: x float [B, D]; t real scalar or [B]; label int [B]; source float [B, source_channels].
+    """
+
+    width: int = 128
+    depth: int = 3
+    dropout: float = 0.0
+    out_features: int | None = None
+    num_classes: int | None = None
+    source_channels: int = 0
+    time_features: int = 64
+    time_scale: float = 1000.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, t, *, label=None, source=None, train: bool = False) -> jax.Array:
+        """Evaluates the network; zero at initialisation.
+
+        Returns:
+          float32 [B, out_features].
+
+        Raises:
+          ValueError: a field, a shape, a dtype or a condition does not fit, see `checks`.
+        """
+        dtype = check_dtype("mlp", self.dtype)
+        check_positive("mlp", width=self.width, depth=self.depth)
+        check_rate("mlp", "dropout", self.dropout)
+        x, t, label, source = check_inputs(
+            "mlp",
+            "points",
+            x,
+            t,
+            label=label,
+            source=source,
+            num_classes=self.num_classes,
+            source_channels=self.source_channels,
+            train=train,
+        )
+        out_features = self.out_features or x.shape[-1]
+        if source is not None:
+            x = jnp.concatenate([x.astype(dtype), source.astype(dtype)], axis=-1)
+        condition = Condition(
+            self.width,
+            self.num_classes,
+            self.time_features,
+            self.time_scale,
+            dtype,
+            name="condition",
+        )(t, label)
+        h = nn.Dense(self.width, dtype=dtype, name="input")(x)
+        for i in range(self.depth):
+            shift, scale = Modulation(self.width, 2, dtype, name=f"block_{i}_modulation")(condition)
+            b = LayerNorm(dtype=dtype, name=f"block_{i}_norm")(h)
+            b = nn.Dense(self.width, dtype=dtype, name=f"block_{i}_in")(b)
+            b = nn.silu(film(b, shift, scale))
+            b = nn.Dropout(self.dropout, name=f"block_{i}_dropout")(b, deterministic=not train)
+            h = h + nn.Dense(self.width, kernel_init=zeros, dtype=dtype, name=f"block_{i}_out")(b)
+        h = nn.silu(LayerNorm(dtype=dtype, name="output_norm")(h))
+        return OutputDense(out_features, dtype, name="output")(h)

@@ -1,0 +1,339 @@
+"""Where arrays live and how the one training step is run: `jit` over a mesh, or `pmap`.
+
+Mesh axes: the batch is split over `data` and `fsdp`; parameters, averages and optimiser state are
+split over `fsdp` (each on its largest divisible axis) and, by rules, over `model`. This is the only
+module that builds meshes or starts `jax.distributed`.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from diffusion_jax.registry import closest
+from diffusion_jax.training.config import check_keys
+from diffusion_jax.training.state import TrainState
+
+AXES = ("data", "fsdp", "model")
+MODES = ("jit", "pmap")
+_BATCH = P(("data", "fsdp"))
+_KEYS = (*AXES, "mode", "rules", "min_size", "distributed")
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Slash-separated names of the leaves of a pytree, in flattening order."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def initialize_distributed(distributed: bool | str | Mapping[str, Any] = False) -> int:
+    """Starts `jax.distributed`; call it before anything else touches the devices.
+
+    Args:
+      distributed: False: nothing; True: arguments found by JAX (Slurm, TPU pods, ...); "auto": the
+        same, and a single process where JAX finds no cluster; a mapping: the arguments of
+        `jax.distributed.initialize` (`coordinator_address`, `num_processes`, `process_id`).
+
+    Returns:
+      The number of processes.
+
+    Raises:
+      ValueError: True on a machine that is no part of a cluster.
+    """
+    if distributed and not jax.distributed.is_initialized():
+        if isinstance(distributed, Mapping):
+            jax.distributed.initialize(**distributed)
+        elif distributed == "auto" or distributed is True:
+            try:
+                jax.distributed.initialize()
+            except ValueError:
+                if distributed is True:
+                    raise
+        else:
+            raise ValueError(
+                f"distributed is False, True, 'auto' or a mapping; got {distributed!r}"
+            )
+    return jax.process_count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, the mode of running on it, and the placement of every array.
+
+    Attributes:
+      mesh: with the axes `data`, `fsdp`, `model`.
+      mode: "jit" or "pmap".
+      rules: ordered (regular expression on the parameter's name, partition spec or None for the
+        automatic rule); the first that is found in the name decides.
+      min_size: arrays of fewer elements are not split over `fsdp`.
+    """
+
+    mesh: Mesh
+    mode: str = "jit"
+    rules: tuple[tuple[str, P | None], ...] = ()
+    min_size: int = 2**14
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """The sharding of a batch: its leading axis over `data` and `fsdp`."""
+        return NamedSharding(self.mesh, _BATCH)
+
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts the batch is split in."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @functools.cached_property
+    def host(self) -> tuple[int, int]:
+        """`(index, count)`: which of `count` equal parts of the global batch this process loads.
+
+        Processes that hold the same part (a `model` axis across hosts) get the same index.
+        """
+        rows = self.batch_sharding.addressable_devices_indices_map((self.batch_shards,)).values()
+        starts = sorted({(row[0].start or 0) for row in rows})
+        count, rest = divmod(self.batch_shards, len(starts))
+        index, offset = divmod(starts[0], len(starts))
+        if rest or offset or starts[-1] - starts[0] != len(starts) - 1:
+            raise ValueError(
+                f"mesh {dict(self.mesh.shape)} gives process {jax.process_index()} the batch parts"
+                f" {starts} of {self.batch_shards}; make data * fsdp a multiple of the processes"
+            )
+        return index, count
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be queued behind the running one.
+
+        Bounds the batches waiting in device memory. Several CPU devices share one thread pool, in
+        which two programs with collectives can wait for each other for ever: none may be queued.
+        """
+        return 0 if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.size > 1 else 2
+
+    def check_batch(self, batch: Mapping[str, Any], batch_size: int) -> None:
+        """Raises ValueError unless a host's batch is its part of a global batch of `batch_size`."""
+        if batch_size % self.batch_shards:
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of data * fsdp = {self.batch_shards}"
+                f" of the mesh {dict(self.mesh.shape)}"
+            )
+        index, count = self.host
+        for name, value in batch.items():
+            shape = np.shape(value)
+            if not shape or shape[0] * count != batch_size:
+                raise ValueError(
+                    f"batch[{name!r}] has shape {shape}; host {index} of {count} must load"
+                    f" {batch_size // count} rows of the global batch of {batch_size}"
+                )
+
+    def put_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """A host's batch of NumPy arrays as global arrays [batch_size, ...]."""
+        if jax.process_count() == 1:
+            return jax.device_put(dict(batch), self.batch_sharding)
+        return {
+            k: jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(v))
+            for k, v in batch.items()
+        }
+
+    def state_sharding(self, state: TrainState) -> TrainState:
+        """A sharding for every leaf of a state (arrays or `ShapeDtypeStruct`s).
+
+        Averages and optimiser moments follow the parameter whose name theirs ends with.
+
+        Raises:
+          ValueError: a rule's spec does not fit a parameter.
+        """
+        names = leaf_names(state.params)
+        leaves = jax.tree.leaves(state.params)
+        specs = {
+            n: (leaf.shape, self._param_spec(n, leaf.shape))
+            for n, leaf in zip(names, leaves, strict=True)
+        }
+
+        def place(name: str, leaf: Any) -> NamedSharding:
+            parts = name.split("/")
+            for start in range(1, len(parts)):
+                shape, spec = specs.get("/".join(parts[start:]), (None, None))
+                if shape == leaf.shape:
+                    return NamedSharding(self.mesh, spec)
+            return NamedSharding(self.mesh, self._automatic(leaf.shape))
+
+        leaves, tree = jax.tree.flatten(state)
+        placed = [place(n, leaf) for n, leaf in zip(leaf_names(state), leaves, strict=True)]
+        return jax.tree.unflatten(tree, placed)
+
+    def _automatic(self, shape: Sequence[int]) -> P:
+        ways = self.mesh.shape["fsdp"]
+        fitting = [i for i, n in enumerate(shape) if n % ways == 0]
+        if ways == 1 or math.prod(shape) < self.min_size or not fitting:
+            return P()
+        axis = max(fitting, key=lambda i: shape[i])
+        return P(*(None,) * axis, "fsdp")
+
+    def _param_spec(self, name: str, shape: Sequence[int]) -> P:
+        for pattern, spec in self.rules:
+            if re.search(pattern, name) is None:
+                continue
+            if spec is None:
+                return self._automatic(shape)
+            for size, axes in zip(shape, spec):
+                axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+                if size % math.prod(self.mesh.shape[a] for a in axes):
+                    break
+            else:
+                if len(spec) <= len(shape):
+                    return spec
+            raise ValueError(
+                f"rule {pattern!r}: {spec} does not fit parameter {name} of shape {tuple(shape)}"
+                f" on the mesh {dict(self.mesh.shape)}"
+            )
+        return self._automatic(shape)
+
+    # pmap keeps one copy per local device along a leading axis; checkpoints, samples and everything
+    # else see the same global arrays in both modes.
+
+    def to_device(self, state: TrainState) -> TrainState:
+        """A state of global arrays in the form that the compiled step takes."""
+        if self.mode == "jit":
+            return state
+
+        def stack(x: jax.Array) -> jax.Array:
+            shards = [s.data[None] for s in x.addressable_shards]
+            shape = (len(shards), *x.shape)
+            return jax.make_array_from_single_device_arrays(shape, self._local_sharding, shards)
+
+        return jax.tree.map(stack, state)
+
+    def device_abstract(self, state: TrainState) -> TrainState:
+        """`to_device` for `ShapeDtypeStruct`s."""
+        if self.mode == "jit":
+            return state
+        sharding = self._local_sharding
+        ways = len(sharding.device_set)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((ways, *x.shape), x.dtype, sharding=sharding), state
+        )
+
+    def to_global(self, state: TrainState) -> TrainState:
+        """Inverse of `to_device`."""
+        if self.mode == "jit":
+            return state
+
+        def first(x: jax.Array) -> jax.Array:
+            shards = [s.data.reshape(x.shape[1:]) for s in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape[1:], self.replicated, shards)
+
+        return jax.tree.map(first, state)
+
+    @property
+    def _local_sharding(self) -> NamedSharding:
+        devices = [d for d in self.mesh.devices.flat if d.process_index == jax.process_index()]
+        return NamedSharding(Mesh(np.array(devices), ("data",)), P("data"))
+
+    def put_step_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """A host's batch in the form that the compiled step takes."""
+        if self.mode == "jit":
+            return self.put_batch(batch)
+        ways = len(self._local_sharding.device_set)
+        split = {k: np.asarray(v).reshape(ways, -1, *np.shape(v)[1:]) for k, v in batch.items()}
+        return jax.device_put(split, self._local_sharding)
+
+    def compile(self, step: Callable, state: TrainState, batch: Any, key: jax.Array):
+        """Lowers and compiles `step(state, batch, key) -> (state, metrics)`; the state is donated.
+
+        Args:
+          step: as `make_train_step` gives it, with `axis_name="data"` in pmap mode.
+          state: what `to_device` gives, or the same as `ShapeDtypeStruct`s with shardings.
+          batch: what `put_step_batch` gives, likewise.
+          key: the base key.
+        """
+        if self.mode == "pmap":
+            mapped = jax.pmap(
+                step,
+                axis_name="data",
+                in_axes=(0, 0, None),
+                out_axes=(0, None),
+                donate_argnums=0,
+                devices=list(self.mesh.devices.flat),
+            )
+            return mapped.lower(state, batch, key).compile()
+        placed = jax.tree.map(lambda x: x.sharding, state)
+        jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(placed, self.batch_sharding, self.replicated),
+            out_shardings=(placed, self.replicated),
+        )
+        return jitted.lower(state, batch, key).compile()
+
+
+def make_layout(
+    config: Mapping[str, Any] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Layout:
+    """A layout from a mapping.
+
+    Args:
+      config: `mode` ("jit" or "pmap"); mesh sizes `data` (default -1: what is left of the devices),
+        `fsdp` and `model` (default 1); `rules`: list of (regular expression on the parameter's
+        name, spec), a spec being a list with one entry an axis (None, the name of a mesh axis or a
+        list of names), "replicated" or "fsdp"; `min_size`: arrays of fewer elements are not split
+        automatically; `distributed` belongs to `initialize_distributed`.
+      devices: default all.
+
+    Raises:
+      ValueError: unknown key, mode or axis, or sizes that do not fit the devices.
+    """
+    config = dict(config or {})
+    check_keys("parallel option", config, _KEYS)
+    mode = config.get("mode", "jit")
+    if mode not in MODES:
+        raise ValueError(f"unknown parallel mode {mode!r}{closest(mode, MODES)}")
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {name: int(config.get(name, -1 if name == "data" else 1)) for name in AXES}
+    if mode == "pmap" and (sizes["fsdp"], sizes["model"]) != (1, 1):
+        raise ValueError(
+            "parallel mode 'pmap' has only the data axis; use mode 'jit' for fsdp, model"
+        )
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or fixed < 1 or len(devices) % fixed:
+        raise ValueError(f"mesh {sizes} does not fit {len(devices)} devices")
+    for name in free:
+        sizes[name] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"mesh {sizes} does not fill {len(devices)} devices; use data=-1")
+    shape = tuple(sizes.values())
+    types = (AxisType.Auto,) * len(AXES)
+    if mode == "pmap":  # its devices stay in the order in which the processes hold them
+        mesh = Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
+    else:
+        mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    rules = tuple((str(pattern), _spec(spec)) for pattern, spec in config.get("rules") or ())
+    return Layout(mesh, mode, rules, int(config.get("min_size", 2**14)))
+
+
+def _spec(spec: Any) -> P | None:
+    if spec == "replicated":
+        return P()
+    if spec == "fsdp":
+        return None
+    if isinstance(spec, str):
+        raise ValueError(f"a sharding rule is 'replicated', 'fsdp' or a list; got {spec!r}")
+    parts = [tuple(axes) if isinstance(axes, list | tuple) else axes for axes in spec]
+    for axis in [a for axes in parts for a in (axes if isinstance(axes, tuple) else (axes,))]:
+        if axis is not None and axis not in AXES:
+            raise ValueError(
+                f"unknown mesh axis {axis!r} in rule {list(spec)}; valid: {', '.join(AXES)}"
+            )
+    return P(*parts)

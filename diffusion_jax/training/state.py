@@ -1,0 +1,101 @@
+"""The training state: everything a step changes, and how the averages in it move."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.methods.base import Method
+from diffusion_jax.numerics import pytree_dataclass
+from diffusion_jax.training.optim import Optimizer
+
+# Data folded into the base key for what is not a training step (steps count up from 0).
+INIT_FOLD = 2**32 - 1
+SAMPLE_FOLD = 2**32 - 2
+
+RUNNING, BAD_GRADIENT, BAD_UPDATE = 0, 1, 2
+
+
+@pytree_dataclass
+class TrainState:
+    """A pytree; no key is in it, since step `n` uses `fold_in(base key, n)`.
+
+    Attributes:
+      step: int32 scalar, number of steps done; also the number of the next batch.
+      params: what the method's `init` gave.
+      ema: name of the decay (`ema_name`) -> averaged parameters.
+      opt_state: of the optimiser.
+      method_state: pytree of the method's own (a frozen teacher, running statistics); `()` if none.
+      halt: int32 scalar. `RUNNING`; `BAD_GRADIENT` when the loss or the gradient of step `step` was
+        not finite (the state is the one before that step); `BAD_UPDATE` when the parameters after
+        it are not. A halted state is left as it is by further steps.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: dict[str, Any]
+    opt_state: Any
+    method_state: Any
+    halt: jax.Array
+
+    def replace(self, **changes: Any) -> "TrainState":
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **changes)
+
+
+def ema_name(decay: float) -> str:
+    """Key of a decay in `TrainState.ema`: 0.999 -> "0.999"."""
+    return str(float(decay))
+
+
+def create_state(
+    method: Method, optimizer: Optimizer, decays: tuple[float, ...], key: jax.Array, batch: Any
+) -> TrainState:
+    """The state before the first step; averages start at the parameters.
+
+    Pure, so it can be run under `jax.eval_shape` and under `jax.jit` with `out_shardings`. A method
+    may have `init_state(key, params, batch) -> pytree` beside `init`; it gives `method_state`.
+
+    Args:
+      method: the model family.
+      optimizer: see `make_optimizer`.
+      decays: of the averages.
+      key: the base key of the run.
+      batch: dict of arrays [B, ...], the first batch.
+    """
+    init_key, state_key = jax.random.split(jax.random.fold_in(key, INIT_FOLD))
+    params = method.init(init_key, batch)
+    init_state = getattr(method, "init_state", None)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema={ema_name(d): params for d in decays},
+        opt_state=optimizer.init(params),
+        method_state=() if init_state is None else init_state(state_key, params, batch),
+        halt=jnp.full((), RUNNING, jnp.int32),
+    )
+
+
+def update_ema(ema: Any, params: Any, decay: float, count: Any, warmup: bool = False) -> Any:
+    """`d * ema + (1 - d) * params`, leaf by leaf.
+
+    Args:
+      ema: averaged parameters.
+      params: the new parameters; leaves that are not floating replace the old ones.
+      decay: d, in [0, 1).
+      count: number of updates done before this one, for the warm-up.
+      warmup: use d = min(decay, (1 + count) / (10 + count)), so that a long average forgets the
+        initial parameters early on.
+    """
+    if warmup:
+        count = jnp.asarray(count, jnp.float32)
+        decay = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+
+    def blend(new: jax.Array, old: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return optax.incremental_update(new, old, 1.0 - decay).astype(old.dtype)
+
+    return jax.tree.map(blend, params, ema)
