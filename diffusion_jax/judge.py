@@ -24,7 +24,14 @@ from diffusion_jax.evaluation.text_metrics import (
 from diffusion_jax.methods.base import Context
 from diffusion_jax.registry import closest
 
-OPTIONS = {"num": None, "batch_size": 500, "samplers": (), "draws": 16, "seed": 0}
+OPTIONS = {
+    "num": None,
+    "batch_size": 500,
+    "samplers": (),
+    "draws": 16,
+    "seed": 0,
+    "judge_seed": 0,
+}
 
 
 def evaluation_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,7 +39,7 @@ def evaluation_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
     num: samples for each sampler (default: as many as held-out examples); batch_size: at a time;
     samplers: list of {"name": ..., "nfe": ..., further options}; draws: times drawn for each held-out
-    example in a likelihood bound; seed.
+    example in a likelihood bound; seed: of the samples; judge_seed: of the classifier.
 
     Raises:
       ValueError: an unknown field.
@@ -153,11 +160,11 @@ def _judge_images(run, train, held_out, batch, drawn, rows, options, cache):
     quality = ImageQuality(
         runs.as_images(run.spec, every[run.spec.kind]),
         every["label"],
-        jax.random.key(options["seed"]),
+        jax.random.key(options["judge_seed"]),
         cache=cache,
     )
     real = runs.as_images(run.spec, held_out[run.spec.kind])
-    noise = noise_images(jax.random.key(options["seed"] + 1), len(real), real.shape[1:])
+    noise = noise_images(jax.random.key(options["judge_seed"] + 1), len(real), real.shape[1:])
     sets = {
         name: (runs.as_images(run.spec, samples), batch["label"]) for name, samples in drawn.items()
     }

@@ -16,10 +16,10 @@ def get_config():
         process={"name": "vp_bridge"},
         network={
             "name": "dit",
-            "patch_size": 2,
+            "patch_size": 4,
             "width": 96,
-            "depth": 3,
-            "heads": 4,
+            "depth": 4,
+            "heads": 2,
             "num_classes": 0,
         },
         method={
@@ -32,12 +32,12 @@ def get_config():
             "nfe": 20,
         },
         train=common.train(
-            steps=1500,
+            steps=1000,
             batch_size=128,
             learning_rate=2e-3,
             schedule={"name": "cosine", "warmup_steps": 100},
             ema=(0.99,),
-            every=500,
+            every=400,
         ),
         evaluate={
             "samplers": (

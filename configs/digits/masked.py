@@ -14,17 +14,25 @@ def get_config():
     return common.config(
         data={"name": "digits_tokens"},
         process={"name": "absorbing", "schedule": "linear"},
-        network={"name": "token_transformer", "width": 64, "depth": 3, "heads": 2},
+        network={
+            "name": "token_transformer",
+            "width": 64,
+            "depth": 2,
+            "heads": 2,
+            "positions": "learned",
+            "max_length": 64,
+            "time_conditioned": False,
+        },
         method={"name": "masked", "guidance": 1.0, "sampler": "masked_ancestral", "nfe": 32},
         train=common.train(
-            steps=1500,
+            steps=600,
             batch_size=64,
             learning_rate=2e-3,
             optimizer="adamw",
             weight_decay=0.01,
             schedule={"name": "cosine", "warmup_steps": 100},
             ema=(0.99,),
-            every=500,
+            every=400,
         ),
         evaluate={
             "samplers": (

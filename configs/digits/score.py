@@ -14,7 +14,7 @@ def get_config():
     return common.config(
         data={"name": "digits"},
         process={"name": "vp"},
-        network={"name": "dit", "patch_size": 2, "width": 96, "depth": 3, "heads": 4},
+        network={"name": "dit", "patch_size": 4, "width": 96, "depth": 4, "heads": 2},
         method={
             "name": "score",
             "parameterization": "edm",
@@ -25,12 +25,12 @@ def get_config():
             "nfe": 20,
         },
         train=common.train(
-            steps=1500,
+            steps=1200,
             batch_size=128,
             learning_rate=2e-3,
             schedule={"name": "cosine", "warmup_steps": 100},
             ema=(0.99,),
-            every=500,
+            every=400,
         ),
         evaluate={
             "samplers": (

@@ -9,6 +9,7 @@ from diffusion_jax import guidance as transforms
 from diffusion_jax import objectives
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.processes import BridgeProcess
 from diffusion_jax.registry import register
 
 
@@ -43,8 +44,11 @@ def bridge(
       clip: clip x0_hat to [-1, 1] in sampling.
       sampler, nfe, sampler_options: the default sampler.
     Raises:
-      ValueError: a data set without sources, or sources of another shape than the data.
+      ValueError: another kind of process, a data set without sources, or sources of another shape than
+        the data.
     """
+    if not isinstance(process, BridgeProcess):
+        raise ValueError(f"a bridge needs a bridge process, got {type(process).__name__}")
     if "source" not in spec.elements:
         raise ValueError(
             f"a bridge needs pairs: the data has {', '.join(sorted(spec.elements))} but no 'source' "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax import guidance as transforms
 from diffusion_jax import objectives
 from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.processes import Absorbing
 from diffusion_jax.registry import register
 
 
@@ -39,10 +40,12 @@ def masked(
       guidance: classifier-free guidance weight on log-probabilities; other than 1 doubles the calls.
       sampler, nfe, sampler_options: the default sampler.
     Raises:
-      ValueError: data that are not tokens, or of another vocabulary than the process.
+      ValueError: data that are not tokens, a process that is not `Absorbing` or of another vocabulary.
     """
     if spec.kind != "tokens":
         raise ValueError(f"a masked model needs tokens, the data is of kind {spec.kind!r}")
+    if not isinstance(process, Absorbing):
+        raise ValueError(f"a masked model needs an Absorbing process, got {type(process).__name__}")
     if process.vocab_size != spec.vocab_size:
         raise ValueError(
             f"the process has vocab_size {process.vocab_size}, the data has {spec.vocab_size}"

@@ -9,6 +9,7 @@ from diffusion_jax import guidance as transforms
 from diffusion_jax import objectives
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.registry import register
 
 
@@ -44,7 +45,11 @@ def score(
       guidance: classifier-free guidance weight in sampling; other than 1 doubles the network calls.
       clip: clip x0_hat to [-1, 1] in sampling (images).
       sampler, nfe, sampler_options: the default sampler.
+    Raises:
+      ValueError: another kind of process, and unknown names.
     """
+    if not isinstance(process, GaussianProcess):
+        raise ValueError(f"a score model needs a Gaussian process, got {type(process).__name__}")
     classes = spec.num_classes if getattr(module, "num_classes", None) else None
     net = Network(module, classes, label_dropout)
     if weighting == "edm":

@@ -6,9 +6,9 @@
 | `unet`, `dit`       | images [B, H, W, C]       | [B, H, W, out_channels]      |
 | `token_transformer` | tokens [B, L]             | logits [B, L, V]             |
 
-`t` is a scalar or [B]. `label` is [B] with values 0..num_classes, where `num_classes` (like None) is
-the null class. Dropout draws from the collection "dropout". Parameters and outputs are float32; the
-field `dtype` chooses the compute dtype. Every network is zero at initialisation.
+`t` is a scalar or [B]. `label` is [B] with values 0..num_classes, where `num_classes` (like None)
+is the null class. Dropout draws from the collection "dropout". Parameters and outputs are float32;
+the field `dtype` chooses the compute dtype. Every network is zero at initialisation.
 """
 
 from diffusion_jax.networks.dit import DiT

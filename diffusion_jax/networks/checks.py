@@ -47,13 +47,13 @@ def check_inputs(
 
     Args:
       network: name used in messages.
-      layout: "points" for float x [B, D], "image" for float x [B, H, W, C], "tokens" for int x [B, L],
-        "weights" for float x [B, L, V].
+      layout: "points" for float x [B, D], "image" for float x [B, H, W, C], "tokens" for int x
+        [B, L], "weights" for float x [B, L, V].
       x: the state.
       t: real number or [B]; a scalar is broadcast. Ignored if not `uses_time`.
-      label: integer [B] with values 0..num_classes, of which `num_classes` is the null class, or None.
-        None means the null class; it is refused in training, where a forgotten label would silently
-        train an unconditional network.
+      label: integer [B] with values 0..num_classes, of which `num_classes` is the null class, or
+        None. None means the null class; it is refused in training, where a forgotten label would
+        silently train an unconditional network.
       source: float array shaped like x but for `source_channels` in the last axis.
       num_classes: number of classes, None or 0 for an unconditional network.
       source_channels: last axis of the source, 0 for a network without source.

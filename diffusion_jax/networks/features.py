@@ -1,8 +1,8 @@
-"""Parameter-free pieces of the networks: features of times and positions, patches, resampling, FiLM.
+"""Parameter-free pieces: features of times and positions, patches, resampling, FiLM.
 
-(1) time features     [cos(w_i s t), sin(w_i s t)], w_i = p^(-i/n), i < n      1706.03762, 2006.11239
-(2) FiLM              y = x (1 + scale) + shift                                1709.07871
-(3) rotary positions  <R_m q, R_n k> depends on m - n only                     2104.09864
+(1) time features     [cos(w_i s t), sin(w_i s t)], w_i = p^(-i/n), i < n   1706.03762, 2006.11239
+(2) FiLM              y = x (1 + scale) + shift                             1709.07871
+(3) rotary positions  <R_m q, R_n k> depends on m - n only                  2104.09864
 """
 
 import jax

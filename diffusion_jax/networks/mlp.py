@@ -77,7 +77,9 @@ class MLP(nn.Module):
         )(t, label)
         h = nn.Dense(self.width, dtype=dtype, name="input")(x)
         for i in range(self.depth):
-            shift, scale = Modulation(self.width, 2, dtype, name=f"block_{i}_modulation")(condition)
+            shift, scale = Modulation(
+                self.width, 2, zero_init=False, dtype=dtype, name=f"block_{i}_modulation"
+            )(condition)
             b = LayerNorm(dtype=dtype, name=f"block_{i}_norm")(h)
             b = nn.Dense(self.width, dtype=dtype, name=f"block_{i}_in")(b)
             b = nn.silu(film(b, shift, scale))

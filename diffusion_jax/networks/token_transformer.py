@@ -1,11 +1,12 @@
 """Bidirectional transformer over tokens, the network of masked and discrete diffusion.
 
-With time it is a DiT over tokens (SEDD, arXiv 2310.16834; MDLM, arXiv 2406.07524); without time it is
-the network of RADD (arXiv 2406.03736): for absorbing processes the conditional of the clean tokens
-does not depend on the time.
+With time it is a DiT over tokens (SEDD, arXiv 2310.16834; MDLM, arXiv 2406.07524); without time it
+is the network of RADD (arXiv 2406.03736): for absorbing processes the conditional of the clean
+tokens does not depend on the time.
 
-Deviations: GELU MLPs and norms with a shift everywhere; no scaling of the output by the noise level,
-which belongs to the objective.
+Deviations: the label shares the conditioning vector with the time; without a condition the residual
+branches start at zero; no scaling of the output by the noise level, which belongs to the objective.
+The parameters of the blocks are stacked on a leading axis.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ from diffusion_jax.networks.layers import (
     Lookup,
     Modulation,
     OutputDense,
-    TransformerBlock,
+    TransformerStack,
 )
 from diffusion_jax.registry import closest, register
 
@@ -56,9 +57,9 @@ class TokenTransformer(nn.Module):
       attention_implementation: see `layers.SelfAttention`.
       remat: recompute the blocks in the backward pass instead of storing their insides.
       dtype: compute dtype; parameters and logits are float32.
-    Shapes: x int [B, L] with values 0..V, L <= max_length, or float [B, L, V] or [B, L, V + 1], weights
-      of the tokens (Bayesian flow, arXiv 2308.07037): a one-hot row is the token it marks. A token
-      outside 0..V gives NaN. t real scalar or [B]; label int [B].
+    Shapes: x int [B, L] with values 0..V, L <= max_length, or float [B, L, V] or [B, L, V + 1],
+      weights of the tokens (Bayesian flow, arXiv 2308.07037): a one-hot row is the token it marks.
+      A token outside 0..V gives NaN. t real scalar or [B]; label int [B].
     """
 
     vocab_size: int
@@ -112,34 +113,35 @@ class TokenTransformer(nn.Module):
             dtype,
             name="condition",
         )(t, label)
-        embed = Lookup(self.vocab_size + 1, self.width, dtype, name="tokens")
+        stddev = self.width**-0.5  # vectors of about unit length
+        embed = Lookup(self.vocab_size + 1, self.width, stddev, dtype, name="tokens")
         h = embed.mean(x) if weighted else embed(x)
         angles = None
         if self.positions == "rotary":
             angles = rotary_angles(length, self.width // self.heads)
         elif self.positions == "learned":
             table = self.param(
-                "positions", normal(0.02), (self.max_length, self.width), jnp.float32
+                "positions", normal(stddev), (self.max_length, self.width), jnp.float32
             )
             h = h + table[None, :length].astype(dtype)
         h = nn.Dropout(self.dropout, name="input_dropout")(h, deterministic=not train)
 
-        block_cls = TransformerBlock
-        if self.remat:
-            block_cls = nn.remat(TransformerBlock, static_argnums=(4,))
-        for i in range(self.depth):
-            h = block_cls(
-                self.heads,
-                self.mlp_ratio,
-                self.dropout,
-                self.attention_implementation,
-                dtype,
-                name=f"block_{i}",
-            )(h, condition, angles, train)
+        h = TransformerStack(
+            self.depth,
+            self.heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.attention_implementation,
+            self.remat,
+            dtype,
+            name="blocks",
+        )(h, condition, angles, train)
 
         h = LayerNorm(affine=condition is None, dtype=dtype, name="output_norm")(h)
         if condition is not None:
-            shift, scale = Modulation(self.width, 2, dtype, name="output_modulation")(condition)
+            shift, scale = Modulation(self.width, 2, dtype=dtype, name="output_modulation")(
+                condition
+            )
             h = film(h, shift, scale)
         return OutputDense(self.vocab_size, dtype, name="output")(h)
 

@@ -35,7 +35,8 @@ def _squared_error(x0_hat, x0, reduce):
         raise ValueError(f"denoise returned shape {x0_hat.shape} for data of shape {x0.shape}")
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
-    error = jnp.square(x0_hat.astype(jnp.float32) - x0).reshape(x0.shape[0], -1)
+    wide = x0_hat.astype(jnp.promote_types(x0_hat.dtype, jnp.float32))
+    error = jnp.square(wide - x0).reshape(x0.shape[0], -1)
     return error.mean(axis=1) if reduce == "mean" else error.sum(axis=1)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import example_keys
@@ -24,7 +23,8 @@ def masked_sum(logits, tokens, masked):
             f"logits of shape {logits.shape} do not fit tokens of shape {tokens.shape}"
         )
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(wide, tokens)
+    chosen = jnp.take_along_axis(wide, tokens[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    cross_entropy = jax.nn.logsumexp(wide, axis=-1) - chosen
     return jnp.where(masked, cross_entropy, 0.0).sum(axis=1)
 
 

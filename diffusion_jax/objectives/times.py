@@ -2,7 +2,8 @@
 
 `index` are the examples' positions in the global batch of `total` examples, so that stratified times
 come out the same however the batch is laid over devices. `inverse_density` is 1 / p(t): weightings
-that are integrals over t (ELBO, sigmoid) multiply by it and stay unbiased for any choice here.
+that are integrals over t (ELBO, sigmoid) multiply by it and stay unbiased for any choice here: the normal
+distributions are truncated to [t_min, t_max], not clipped, which would pile their tails up at the ends.
 """
 
 import functools
@@ -36,24 +37,32 @@ def independent(process, key, index, total):
     return t, jnp.full_like(t, span)
 
 
+def _truncated_normal(fractions, mean, std, low, high):
+    """Quantiles of `N(mean, std^2)` on [low, high], and the probability of that interval."""
+    below, above = (jax.scipy.special.ndtr((jnp.asarray(v) - mean) / std) for v in (low, high))
+    quantile = jnp.clip(below + (above - below) * fractions, 1e-6, 1.0 - 1e-6)
+    return mean + std * jax.scipy.special.ndtri(quantile), above - below
+
+
 @register("times", "log_normal", paper="2206.00364")
 def log_normal(process, key, index, total, mean=-1.2, std=1.2):
-    """log(sigma / alpha) normal, stratified and clipped to [t_min, t_max] (EDM, arXiv 2206.00364)."""
-    normal = jax.scipy.special.ndtri(jnp.clip(_fractions(key, index, total), 1e-6, 1.0 - 1e-6))
-    t = jnp.clip(process.t_of_lam(-(mean + std * normal)), process.t_min, process.t_max)
+    """log(sigma / alpha) normal, stratified, truncated to [t_min, t_max] (EDM, arXiv 2206.00364)."""
+    low, high = -process.lam(process.t_min), -process.lam(process.t_max)
+    log_u, mass = _truncated_normal(_fractions(key, index, total), mean, std, low, high)
+    t = jnp.clip(process.t_of_lam(-log_u), process.t_min, process.t_max)
     # p(t) = p(log u) |d log u / dt|
     slope = jax.vmap(jax.grad(lambda s: -process.lam(s)))(t)
     density = stats.norm.pdf(-process.lam(t), mean, std) * jnp.abs(slope)
-    return t, 1.0 / density
+    return t, mass / density
 
 
 @register("times", "logit_normal", paper="2403.03206")
 def logit_normal(process, key, index, total, mean=0.0, std=1.0):
-    """logit(t) normal, stratified and clipped to [t_min, t_max] (arXiv 2403.03206)."""
-    normal = jax.scipy.special.ndtri(jnp.clip(_fractions(key, index, total), 1e-6, 1.0 - 1e-6))
-    t = jnp.clip(jax.nn.sigmoid(mean + std * normal), process.t_min, process.t_max)
-    logit = jnp.log(t) - jnp.log1p(-t)
-    return t, t * (1.0 - t) / stats.norm.pdf(logit, mean, std)
+    """logit(t) normal, stratified, truncated to [t_min, t_max] (arXiv 2403.03206)."""
+    low, high = jax.scipy.special.logit(jnp.asarray([process.t_min, process.t_max], float))
+    logit, mass = _truncated_normal(_fractions(key, index, total), mean, std, low, high)
+    t = jnp.clip(jax.nn.sigmoid(logit), process.t_min, process.t_max)
+    return t, mass * t * (1.0 - t) / stats.norm.pdf(logit, mean, std)
 
 
 def build_times(times, **options):

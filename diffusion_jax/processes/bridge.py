@@ -14,7 +14,15 @@ import functools
 
 import numpy as np
 
-from diffusion_jax.numerics import as_time, expand, is_concrete, namespace, pytree_dataclass, static
+from diffusion_jax.numerics import (
+    as_time,
+    check_times,
+    expand,
+    is_concrete,
+    namespace,
+    pytree_dataclass,
+    static,
+)
 from diffusion_jax.registry import register
 
 
@@ -93,8 +101,8 @@ class BridgeProcess:
 
     def t_of_lam(self, lam):
         """Inverse of `lam` through rho^2 = rho_T^2 / (1 + rho_T^2 exp(2 lam))."""
-        xp, lam = as_time(lam)
         total = self.rho2_T(0.0)
+        xp, lam = as_time(lam, total)
         # exp(-logaddexp) is the ratio without overflow
         return self.t_of_rho2(total * xp.exp(-xp.logaddexp(0.0, 2.0 * lam + xp.log(total))))
 
@@ -113,18 +121,21 @@ class VPBridge(BridgeProcess):
     t_max: float = 1.0
 
     def __post_init__(self):
-        if is_concrete(self.beta_d, self.beta_min) and (self.beta_d < 0 or self.beta_min < 0):
+        rates = self.beta_d, self.beta_min
+        if is_concrete(*rates) and (min(rates) < 0 or max(rates) == 0):
             raise ValueError(
-                f"VPBridge: beta_d = {self.beta_d} and beta_min = {self.beta_min} must not be negative"
+                f"VPBridge: beta_d = {self.beta_d} and beta_min = {self.beta_min} must not be negative, "
+                "nor both zero"
             )
+        check_times(self)
 
     def _integral(self, t):
-        xp, t = as_time(t, self.beta_d)
+        xp, t = as_time(t, self.beta_d, self.beta_min)
         return xp, self.beta_min * t + 0.5 * self.beta_d * t * t
 
     def _remaining(self, t):
         """B(1) - B(t), without cancellation near t = 1."""
-        _xp, t = as_time(t, self.beta_d)
+        _xp, t = as_time(t, self.beta_d, self.beta_min)
         return (1.0 - t) * (self.beta_min + 0.5 * self.beta_d * (1.0 + t))
 
     def alpha(self, t):
@@ -147,12 +158,12 @@ class VPBridge(BridgeProcess):
 
     def diffusion_squared(self, t):
         """g(t)^2 = beta_min + beta_d t."""
-        _, t = as_time(t, self.beta_d)
+        _, t = as_time(t, self.beta_d, self.beta_min)
         return self.beta_min + self.beta_d * t
 
     def t_of_rho2(self, rho2):
         """Inverse of `rho2`."""
-        xp, rho2 = as_time(rho2, self.beta_d)
+        xp, rho2 = as_time(rho2, self.beta_d, self.beta_min)
         integral = xp.log1p(rho2)
         root = xp.sqrt(self.beta_min**2 + 2.0 * self.beta_d * integral)
         return 2.0 * integral / (self.beta_min + root)
@@ -172,10 +183,13 @@ class VEBridge(BridgeProcess):
     default_grid = "karras"
 
     def __post_init__(self):
-        if is_concrete(self.sigma_min, self.sigma_max) and not 0 < self.sigma_min < self.sigma_max:
+        if not is_concrete(self.sigma_min, self.sigma_max):
+            return
+        if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"VEBridge: sigma_min = {self.sigma_min} must lie between 0 and sigma_max = {self.sigma_max}"
             )
+        check_times(self)
 
     @property
     def t_min(self):
@@ -219,6 +233,7 @@ class BrownianBridge(BridgeProcess):
     def __post_init__(self):
         if is_concrete(self.scale) and self.scale <= 0:
             raise ValueError(f"BrownianBridge: scale = {self.scale} must be positive")
+        check_times(self)
 
     def rho2(self, t):
         _, t = as_time(t, self.scale)
@@ -280,6 +295,7 @@ class I2SB(BridgeProcess):
             raise ValueError(
                 f"I2SB: beta_min = {self.beta_min} must lie between 0 and beta_max = {self.beta_max}"
             )
+        check_times(self)
 
     def _look_up(self, which, t):
         xp, t = as_time(t)

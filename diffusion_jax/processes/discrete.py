@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusion_jax.numerics import (
     as_time,
+    check_times,
     expand,
     fold_all,
     is_concrete,
@@ -46,18 +47,19 @@ class MaskSchedule:
 
     def mask_rate(self, t):
         """`1 - alpha(t)`, the shape of `t`."""
-        xp, t = as_time(t, self.eps_start)
+        xp, t = as_time(t, *jax.tree.leaves(self))
         return self.eps_start + self._span() * self._rate(xp, t)
 
     def mask_rate_slope(self, t):
         """`-d alpha / dt`."""
-        xp, t = as_time(t, self.eps_start)
+        xp, t = as_time(t, *jax.tree.leaves(self))
         return self._span() * self._rate_slope(xp, t)
 
     def t_of_mask_rate(self, rate):
         """Inverse of `mask_rate`, clipped to [0, 1]."""
-        xp, rate = as_time(rate, self.eps_start)
-        return self._t_of_rate(xp, xp.clip((rate - self.eps_start) / self._span(), 0.0, 1.0))
+        xp, rate = as_time(rate, *jax.tree.leaves(self))
+        base = xp.clip((rate - self.eps_start) / self._span(), 0.0, 1.0)
+        return xp.clip(self._t_of_rate(xp, base), 0.0, 1.0)
 
     def alpha(self, t):
         """Probability that a token is still clean."""
@@ -173,19 +175,21 @@ class GeometricSchedule(MaskSchedule):
     def _total(self, xp, t):
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
+    def sigma_bar(self, t):
+        """`-log alpha`, without the detour over a mask rate that rounds to 1."""
+        return self._total(*as_time(t, *jax.tree.leaves(self)))
+
     def _rate(self, xp, t):
         return -xp.expm1(-self._total(xp, t))
 
     def _rate_slope(self, xp, t):
         total = self._total(xp, t)
-        log_ratio = namespace(self.sigma_max).log(self.sigma_max / self.sigma_min)
-        return total * log_ratio * xp.exp(-total)
+        return total * xp.log(self.sigma_max / self.sigma_min) * xp.exp(-total)
 
     def _t_of_rate(self, xp, rate):
-        ratio = self.sigma_max / self.sigma_min
         with np.errstate(divide="ignore"):
-            t = xp.log(-xp.log1p(-rate) / self.sigma_min) / namespace(ratio).log(ratio)
-        return xp.clip(t, 0.0, 1.0)
+            total = -xp.log1p(-rate)
+            return xp.log(total / self.sigma_min) / xp.log(self.sigma_max / self.sigma_min)
 
 
 def _bernoulli(keys, rate, shape):
@@ -206,6 +210,7 @@ class DiscreteProcess:
             )
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", get("schedule", self.schedule)())
+        check_times(self)
 
     @property
     def sampling_range(self):
@@ -247,7 +252,8 @@ class DiscreteProcess:
                 f"dtype {tokens.dtype}"
             )
         if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-            low, high = int(tokens.min()), int(tokens.max())
+            values = np.asarray(tokens)  # on the host: known values stay known inside a trace
+            low, high = int(values.min()), int(values.max())
             if low < 0 or high > highest:
                 raise ValueError(f"tokens must lie in 0..{highest}; got {low}..{high}")
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusion_jax.numerics import (
     as_time,
+    check_times,
     example_keys,
     expand,
     is_concrete,
@@ -134,6 +135,7 @@ class _LinearBeta(GaussianProcess):
             beta_max=(self.beta_max, self.beta_min, float("inf")),
             t_min=(self.t_min, 0.0, self.t_max),
         )
+        check_times(self)
 
 
 @register("process", "vp", family="gaussian", paper="2011.13456")
@@ -159,6 +161,10 @@ class VP(_LinearBeta):
     def dsigma(self, t):
         with np.errstate(divide="ignore"):
             return 0.5 * self.beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def diffusion_squared(self, t):
+        """g(t)^2 = beta(t), finite at t = 0 too."""
+        return self.beta(t)
 
     def t_of_lam(self, lam):
         """Inverse of `lam`."""
@@ -203,15 +209,24 @@ class Cosine(GaussianProcess):
 
     def __post_init__(self):
         _check_range(self, s=(self.s, 0.0, 1.0), t_max=(self.t_max, self.t_min, 1.0))
+        check_times(self)
 
     def _angles(self, t):
         xp, t = as_time(t, self.s)
         return xp, 0.5 * np.pi * self.s / (1.0 + self.s), 0.5 * np.pi * t / (1.0 + self.s)
 
     def log_alpha(self, t):
-        # log cos(o + d) - log cos(o) without cancellation at small d.
-        xp, o, d = self._angles(t)
-        return xp.log1p(-2.0 * xp.sin(0.5 * d) ** 2 - xp.tan(o) * xp.sin(d))
+        # log cos(o + d) - log cos(o): a difference from 1 near the data, and near the noise the sine
+        # of what is left to the zero of alpha, so that neither end cancels.
+        xp, t = as_time(t, self.s)
+        late = t > 0.5
+        _, o, d = self._angles(xp.where(late, 0.5, t))
+        early = xp.log1p(-2.0 * xp.sin(0.5 * d) ** 2 - namespace(o).tan(o) * xp.sin(d))
+        rest = 0.5 * np.pi * (1.0 - xp.where(late, t, 0.5)) / (1.0 + self.s)
+        with np.errstate(divide="ignore"):
+            return xp.where(
+                late, xp.log(xp.sin(rest)) - namespace(o).log(namespace(o).cos(o)), early
+            )
 
     def sigma(self, t):
         log_alpha = self.log_alpha(t)
@@ -226,9 +241,13 @@ class Cosine(GaussianProcess):
         with np.errstate(divide="ignore"):
             return -self.alpha(t) * self.dalpha(t) / self.sigma(t)
 
+    def diffusion_squared(self, t):
+        """g(t)^2 = -2 f, as alpha^2 + sigma^2 = 1; finite at t = 0 too."""
+        return -2.0 * self.drift(t)
+
     def t_of_lam(self, lam):
         """Inverse of `lam`."""
-        xp, lam = as_time(lam)
+        xp, lam = as_time(lam, self.s)
         o = 0.5 * np.pi * self.s / (1.0 + self.s)
         # alpha = cos(o + d) / cos(o); the arctangent keeps digits where alpha is near 1.
         alpha = xp.exp(-0.5 * xp.logaddexp(0.0, -2.0 * lam))
@@ -252,6 +271,7 @@ class VE(GaussianProcess):
 
     def __post_init__(self):
         _check_range(self, sigma_min=(self.sigma_min, 0.0, self.sigma_max))
+        check_times(self)
 
     @property
     def prior_std(self):
@@ -269,7 +289,7 @@ class VE(GaussianProcess):
         return self.log_alpha(t)
 
     def sigma(self, t):
-        xp, t = as_time(t, self.sigma_min)
+        xp, t = as_time(t, self.sigma_min, self.sigma_max)
         return self.sigma_min * xp.exp(t * self._log_ratio())
 
     def dsigma(self, t):

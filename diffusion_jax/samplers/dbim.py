@@ -22,7 +22,7 @@ _BOOT_GAP = 1e-3  # of the paper's clock: where the boot lands
 @register("sampler", "dbim", family="bridge", paper="2405.15885", order=1)
 def dbim(
     process,
-    num_steps: int | None = 20,
+    num_steps: int | None = None,
     *,
     eta: float = 0.0,
     grid=None,
@@ -36,7 +36,8 @@ def dbim(
 
     Args:
       process: a bridge process.
-      num_steps: network calls, at least 2: one at the source, then one on each grid point but the last.
+      num_steps: network calls, default 20, at least 2: one at the source, then one on each grid point
+        but the last.
       eta: 0 (deterministic after the boot) to 1 (Markovian).
       grid, t_start, t_end: times `[num_steps]` from just below t = 1 (1e-3 of the paper's clock) to
         t_min; see `time_grids.build_times`, with `num_steps - 1` intervals.
@@ -50,7 +51,7 @@ def dbim(
         raise ValueError(f"dbim needs at least 2 network calls, got num_steps={num_steps}")
     start = process.t_max - _BOOT_GAP / process.clock_scale if t_start is None else t_start
     intervals = None if num_steps is None else num_steps - 1
-    times = build_times(process, intervals, grid, start, t_end)
+    times = build_times(process, intervals, grid, start, t_end, default_steps=19)
     points = [process.point(t) for t in times]
     rows = Rows(source=True)
     boot = points[0]

@@ -27,7 +27,7 @@ def check_bridge(process) -> None:
 @register("sampler", "ddbm_heun", family="bridge", paper="2309.16948", calls="3n-1")
 def ddbm_heun(
     process,
-    num_steps: int | None = 40,
+    num_steps: int | None = None,
     *,
     churn: float = 0.33,
     guidance: float = 1.0,
@@ -40,7 +40,8 @@ def ddbm_heun(
 
     Args:
       process: a bridge process.
-      num_steps: steps; `3 num_steps - 1` network calls, `2 num_steps - 1` without churn.
+      num_steps: steps, default 40; `3 num_steps - 1` network calls, `2 num_steps - 1` without
+        churn.
       churn: fraction of each step taken stochastically, in [0, 1). Without it the sampler is
         deterministic from the source: one biased answer, no diversity.
       guidance: weight w of the Doob term in the Heun part; 1 is the method.
@@ -54,7 +55,7 @@ def ddbm_heun(
     if not 0.0 <= churn < 1.0:
         raise ValueError(f"churn must lie in [0, 1), got {churn}")
     start = 1.0 - 1e-4 / process.clock_scale if t_start is None else t_start
-    times = build_times(process, num_steps, grid, start, t_end)
+    times = build_times(process, num_steps, grid, start, t_end, default_steps=40)
     w = guidance
     w_stochastic = guidance if guidance_stochastic is None else guidance_stochastic
     rows = Rows(source=True, centre=True)

@@ -149,7 +149,7 @@ def _singlestep(process, p, plan, lay, prediction, kind):
 
 def dpm_solver(
     process,
-    num_steps: int | None = 10,
+    num_steps: int | None = None,
     *,
     order: int = 2,
     prediction: str = "x0",
@@ -166,8 +166,8 @@ def dpm_solver(
 
     Args:
       process: a Gaussian process.
-      num_steps: network calls (a call more with `denoise_to_zero`). In the multistep variant each
-        call is a step; the single-step variant spends them on steps of up to `order` calls.
+      num_steps: network calls, default 10 (a call more with `denoise_to_zero`). In the multistep
+        variant each call is a step; the single-step variant spends them on steps of up to `order` calls.
       order: 1, 2 or 3.
       prediction: what is extrapolated, whatever the network itself predicts.
       variant: "multistep" or "singlestep".
@@ -189,28 +189,30 @@ def dpm_solver(
         f"dpm{'pp' if prediction == 'x0' else ''}_{order}{'m' if variant == 'multistep' else 's'}"
     )
     if variant == "multistep":
-        p = gaussian_path(process, num_steps, grid, t_start, t_end)
+        p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)
         rows = _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero)
         reached = 2 if order == 3 and not exact_d2 else order
+        name += "_exact" if exact_d2 and order == 3 else ""
     else:
         if denoise_to_zero or exact_d2:
             raise ValueError("denoise_to_zero and exact_d2 belong to the multistep variant")
         if grid is not None and not isinstance(grid, str) and not callable(grid):
             raise ValueError("single steps lay out inner points: grid must be a name or a callable")
-        p, plan, lay = _singlestep_path(process, num_steps, order, grid, t_start, t_end)
+        calls = 10 if num_steps is None else num_steps
+        p, plan, lay = _singlestep_path(process, calls, order, grid, t_start, t_end)
         rows, reached = _singlestep(process, p, plan, lay, prediction, kind), order
     end = p.clean_point() if denoise_to_zero else p.point(p.steps)
     return rows.sampler(end, order=reached, name=name)
 
 
-def dpm_solver_pp(process, num_steps: int | None = 10, **options) -> Sampler:
+def dpm_solver_pp(process, num_steps: int | None = None, **options) -> Sampler:
     """DPM-Solver++ (Lu et al., arXiv 2211.01095): `dpm_solver` with data prediction; options as there."""
     return dpm_solver(process, num_steps, prediction="x0", **options)
 
 
 def sde_dpm_solver_pp(
     process,
-    num_steps: int | None = 10,
+    num_steps: int | None = None,
     *,
     order: int = 2,
     eta: float = 1.0,
@@ -225,6 +227,7 @@ def sde_dpm_solver_pp(
     sqrt(1 - e^(-2 eta h)) z`. A step into sigma = 0 returns D.
 
     Args:
+      num_steps: network calls, default 10.
       order: 1, 2 or 3 (the released third-order form, see `dpm_solver`).
       eta: 0 is DPM-Solver++ (with kind "heun" its "taylor" form), 1 the reverse SDE.
       kind: order 2: "midpoint" or "heun".
@@ -235,7 +238,7 @@ def sde_dpm_solver_pp(
     _check("kind", kind, ("midpoint", "heun"))
     if eta < 0:
         raise ValueError(f"eta must not be negative, got {eta}")
-    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10), Rows()
     lam = p.lam
     for i in range(p.steps):
         a1, s1 = p.alpha[i + 1], p.sigma[i + 1]
@@ -267,7 +270,7 @@ def sde_dpm_solver_pp(
 def _named(name, build, reached, **fixed):
     """Registers a solver of the family under the name users know it by; `reached` is its order."""
 
-    def make(process, num_steps=10, **options):
+    def make(process, num_steps=None, **options):
         return build(process, num_steps, **{**fixed, **options})
 
     make.__name__ = make.__qualname__ = name

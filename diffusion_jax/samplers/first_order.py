@@ -34,7 +34,7 @@ def ddim(
 
     Args:
       process: a Gaussian process.
-      num_steps: network calls.
+      num_steps: network calls, default 50.
       eta: 0 (deterministic) to 1 (ancestral).
       grid, t_start, t_end: see `time_grids.build_times`.
       denoise_to_zero: one more call at the last time, whose x0_hat is returned.
@@ -43,7 +43,7 @@ def ddim(
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=50), Rows()
     for i in range(p.steps):
         w = eta * _ancestral_std(p, i) if eta else 0.0
         k = np.sqrt(max(p.sigma[i + 1] ** 2 - w**2, 0.0)) / p.sigma[i]
@@ -67,6 +67,7 @@ def ddpm(
     """DDPM's ancestral sampler (Ho et al., arXiv 2006.11239, alg. 2).
 
     Args:
+      num_steps: network calls, default 50.
       variance: "small", the posterior variance (equals DDIM with eta = 1), or "large", the variance
         of the forward step (beta); the last step into sigma = 0 draws nothing.
     Raises:
@@ -74,7 +75,7 @@ def ddpm(
     """
     if variance not in ("small", "large"):
         raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
-    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=50), Rows()
     for i in range(p.steps):
         w = _ancestral_std(p, i)
         k = np.sqrt(max(p.sigma[i + 1] ** 2 - w**2, 0.0)) / p.sigma[i]
@@ -88,9 +89,10 @@ def ddpm(
 def euler(process, num_steps: int | None = None, *, grid=None, t_start=None, t_end=None) -> Sampler:
     """Explicit Euler in t on `dx/dt = alpha' x0 + sigma' eps` (arXiv 2011.13456, eq. 13).
 
+    50 steps by default.
     Equivalences: equals DDIM for EDM and rectified flow, where t itself is the natural clock.
     """
-    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=50), Rows()
     for i in range(p.steps):
         rows.add(p.point(i), Y + (p.t[i + 1] - p.t[i]) * velocity(p.point(i), Y, D))
     return rows.sampler(p.point(p.steps), order=1, name="euler")

@@ -35,7 +35,9 @@ class GaussianPath(NamedTuple):
         return self.process.point(self.t[-1]) | {"t": 0.0, "alpha": 1.0, "sigma": 0.0}
 
 
-def gaussian_path(process, num_steps, grid=None, t_start=None, t_end=None) -> GaussianPath:
+def gaussian_path(
+    process, num_steps, grid=None, t_start=None, t_end=None, default_steps=None
+) -> GaussianPath:
     """The path of a solver; arguments as `time_grids.build_times`.
 
     Raises:
@@ -43,7 +45,7 @@ def gaussian_path(process, num_steps, grid=None, t_start=None, t_end=None) -> Ga
     """
     if not isinstance(process, GaussianProcess):
         raise ValueError(f"this sampler needs a Gaussian process, got {type(process).__name__}")
-    t = build_times(process, num_steps, grid, t_start, t_end)
+    t = build_times(process, num_steps, grid, t_start, t_end, default_steps)
     alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
     with np.errstate(divide="ignore"):
         lam = np.asarray(process.lam(t))

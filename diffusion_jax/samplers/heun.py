@@ -13,9 +13,9 @@ from diffusion_jax.samplers.scan import Sampler
 def heun(process, num_steps: int | None = None, *, grid=None, t_start=None, t_end=None) -> Sampler:
     """Heun's rule in t on the probability-flow ODE; Euler on a last step into sigma = 0.
 
-    Two network calls a step, one on such a last step.
+    Two network calls a step, one on such a last step; 18 steps by default.
     """
-    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=18), Rows()
     for i in range(p.steps):
         here, there, h = p.point(i), p.point(i + 1), p.t[i + 1] - p.t[i]
         slope = velocity(here, Y, D)
@@ -29,8 +29,11 @@ def heun(process, num_steps: int | None = None, *, grid=None, t_start=None, t_en
 def midpoint(
     process, num_steps: int | None = None, *, grid=None, t_start=None, t_end=None
 ) -> Sampler:
-    """The midpoint rule in t on the probability-flow ODE: two network calls a step."""
-    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end), Rows()
+    """The midpoint rule in t on the probability-flow ODE.
+
+    Two network calls a step; 18 steps by default.
+    """
+    p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=18), Rows()
     for i in range(p.steps):
         h = p.t[i + 1] - p.t[i]
         half = process.point(p.t[i] + 0.5 * h)
@@ -42,7 +45,7 @@ def midpoint(
 @register("sampler", "edm_heun", family="gaussian", paper="2206.00364", order=2, calls="2n-1")
 def edm_heun(
     process,
-    num_steps: int | None = 18,
+    num_steps: int | None = None,
     *,
     s_churn: float = 0.0,
     s_min: float = 0.0,
@@ -58,6 +61,7 @@ def edm_heun(
     t_end = 0: `num_steps` points from u_max to u_min and then 0, `2 num_steps - 1` network calls.
 
     Args:
+      num_steps: steps, default 18.
       s_churn: total churn; each step inside [s_min, s_max] first raises u by the factor
         `1 + min(s_churn / num_steps, sqrt(2) - 1)` with fresh noise of deviation `s_noise`.
       s_min, s_max: range of u in which churn acts.
@@ -70,7 +74,7 @@ def edm_heun(
         raise ValueError(f"s_churn must not be negative, got {s_churn}")
     if t_start is None and process.alpha(process.sampling_range[0]) == 0:
         t_start = process.t_max  # u must be finite
-    p = gaussian_path(process, num_steps, grid, t_start, t_end)
+    p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=18)
     if p.alpha[0] == 0:
         raise ValueError(f"edm_heun needs alpha > 0 at its start: t_start = {p.t[0]} gives 0")
     u = p.sigma / p.alpha

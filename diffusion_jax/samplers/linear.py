@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.numerics import normal_per_example
+from diffusion_jax.numerics import batch_size, normal_per_example
 from diffusion_jax.samplers.scan import Sampler
 
 
@@ -151,7 +151,7 @@ class Rows:
 
 
 def _centred(form: Form) -> Form:
-    if not np.any(form.get("src", 0.0)):
+    if "src" not in form:  # by name, not by value: whether a bracket cancels exactly is rounding
         return form
     out = Form(form)
     for name in ("y", "anchor"):
@@ -260,6 +260,19 @@ def _combine(columns, coefficients, basis, like):
     return jax.tree.map(leaf_sum, like, *terms)
 
 
+def _same_shapes(value, x) -> bool:
+    (a, tree), (b, whole) = jax.tree.flatten(value), jax.tree.flatten(x)
+    return tree == whole and [jnp.shape(v) for v in a] == [jnp.shape(v) for v in b]
+
+
+def _given_noise(noise, x):
+    """Noise of `with_noise` for one row; a broadcast would give examples the same draw."""
+    if not _same_shapes(noise, x):
+        got, need = jax.tree.map(jnp.shape, noise), jax.tree.map(jnp.shape, x)
+        raise ValueError(f"with_noise: the noise of a row has shape {got}, x has {need}")
+    return noise
+
+
 def _subtract(x, y):
     return jax.tree.map(jnp.subtract, x, y)
 
@@ -275,7 +288,8 @@ class LinearInit:
         if self.structure.init:
             basis = {"x": x, "src": x, "one": 1.0}
             if any("z" in columns for _, columns in self.structure.init):
-                basis["z"] = start["z"] if "z" in start else normal_per_example(rng(), x)
+                given = "z" in start
+                basis["z"] = _given_noise(start["z"], x) if given else normal_per_example(rng(), x)
             for output, columns in self.structure.init:
                 names = [(name, "s") for name in columns]
                 coefficients = [start[output][name] for name in columns]
@@ -299,7 +313,7 @@ class LinearStep:
 
     def _noise(self, rng, inputs, x):
         if "z" in inputs:
-            return inputs["z"]
+            return _given_noise(inputs["z"], x)
         if self.structure.noise == "all":
             return normal_per_example(rng(), x)
         return jax.lax.cond(
@@ -311,10 +325,7 @@ class LinearStep:
     def __call__(self, call: Callable, rng: Callable, state: LinearState, inputs):
         x = state.x
         x0_hat = call(x, inputs["point"])
-        if jax.tree.structure(x0_hat) != jax.tree.structure(x) or any(
-            jnp.shape(a) != jnp.shape(b)
-            for a, b in zip(jax.tree.leaves(x0_hat), jax.tree.leaves(x))
-        ):
+        if not _same_shapes(x0_hat, x):
             got = jax.tree.map(jnp.shape, x0_hat)
             raise ValueError(f"denoise returned {got} for x of {jax.tree.map(jnp.shape, x)}")
         basis = {"y": x, **state.registers, "src": state.source, "one": 1.0, "D": x0_hat}
@@ -353,21 +364,23 @@ def with_noise(sampler: Sampler, noise: Any) -> Sampler:
 
     Args:
       sampler: a table sampler.
-      noise: `[1 + N, B, ...]` for N steps; entry 0 belongs to the init row, entry i + 1 to step i.
+      noise: `[1 + N, B, ...]` for N steps, a pytree like x; entry 0 belongs to the init row, entry
+        i + 1 to step i.
     Raises:
-      ValueError: another number of entries.
+      ValueError: another number of entries; when sampling, an entry of another shape than x.
     """
     if not isinstance(sampler.step, LinearStep):
         raise ValueError(
             f"sampler {sampler.name!r} is not a table: its draws are not additive noise"
         )
-    if noise.shape[0] != sampler.nfe + 1:
+    entries = batch_size(noise)
+    if entries != sampler.nfe + 1:
         raise ValueError(
-            f"noise holds {noise.shape[0]} entries; {sampler.nfe} steps need {sampler.nfe + 1}"
+            f"noise holds {entries} entries; {sampler.nfe} steps need {sampler.nfe + 1}"
         )
     xs, start = dict(sampler.xs), dict(sampler.start)
     if sampler.step.structure.noise is not None:
-        xs["z"] = noise[1:]
+        xs["z"] = jax.tree.map(lambda leaf: leaf[1:], noise)
     if any("z" in columns for _, columns in sampler.init.structure.init):
-        start["z"] = noise[0]
+        start["z"] = jax.tree.map(lambda leaf: leaf[0], noise)
     return dataclasses.replace(sampler, xs=xs, start=start, stochastic=False)

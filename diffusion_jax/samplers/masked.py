@@ -110,7 +110,7 @@ class _AncestralStep(NamedTuple):
 @register("sampler", "masked_ancestral", family="discrete", paper="2406.07524")
 def masked_ancestral(
     process,
-    num_steps: int | None = 64,
+    num_steps: int | None = None,
     *,
     length: int | None = None,
     temperature: float = 1.0,
@@ -126,7 +126,7 @@ def masked_ancestral(
 
     Args:
       process: an `Absorbing` process.
-      num_steps: network calls.
+      num_steps: network calls, default 64.
       length: sequence length, needed where `x_init` is a number of sequences. Tokens `[B, L]` as
         `x_init` are infilled: what is not the mask id stays.
       temperature: divides the logits.
@@ -135,7 +135,7 @@ def masked_ancestral(
       ValueError: not an absorbing process, bad length, temperature or grid.
     """
     _check(process, length, temperature)
-    times = build_times(process, num_steps, grid, t_start, t_end)
+    times = build_times(process, num_steps, grid, t_start, t_end, default_steps=64)
     points = [process.point(t) for t in times]
     reveal = np.array([process.reveal_probability(t, s) for t, s in itertools.pairwise(times)])
     reveal[-1] = 1.0

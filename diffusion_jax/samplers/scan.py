@@ -167,6 +167,19 @@ def _walk_function(denoise, *rest):
     return _walk_of[denoise](*rest)
 
 
+def _check_key(key):
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    legacy = getattr(key, "dtype", None) == np.uint32
+    if not typed and not legacy:
+        raise ValueError(
+            f"key must be made by jax.random.key(seed); got {type(key).__name__} {key!r}"
+        )
+    if key.ndim != (0 if typed else 1):
+        raise ValueError(
+            f"key must be a single key; got keys of shape {key.shape} (examples differ by index)"
+        )
+
+
 def sample(
     sampler: Sampler,
     denoise: Callable,
@@ -201,7 +214,8 @@ def sample(
     Returns:
       x `[B, ...]`, or `(x, trajectory)`.
     Raises:
-      ValueError: `x_init` of the wrong kind for this sampler, a missing key, index of another length.
+      ValueError: `x_init` of the wrong kind for this sampler, a missing key or one that is
+        none, index of another length.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"sampler must be a diffusion_jax.samplers.Sampler, got {type(sampler)}")
@@ -209,6 +223,8 @@ def sample(
         raise TypeError(f"denoise must be callable, got {type(denoise)}")
     if sampler.stochastic and key is None:
         raise ValueError(f"sampler {sampler.name!r} draws random numbers: it needs a key, got None")
+    if key is not None:
+        _check_key(key)
     x = sampler.prepare(x_init)
     size = batch_size(x)
     index = jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index, jnp.int32)

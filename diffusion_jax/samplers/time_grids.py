@@ -29,7 +29,8 @@ def uniform(process, num_steps, t_start, t_end):
 @register("time_grid", "quadratic")
 def quadratic(process, num_steps, t_start, t_end, power=2.0):
     """Equal steps of t^(1/power): steps shrink towards the data (DDIM, DEIS)."""
-    return np.linspace(t_start ** (1.0 / power), t_end ** (1.0 / power), num_steps + 1) ** power
+    roots = np.linspace(t_start ** (1.0 / power), t_end ** (1.0 / power), num_steps + 1)
+    return np.concatenate([[t_start], roots[1:-1] ** power, [t_end]])  # the ends without rounding
 
 
 def _with_infinite_ends(process, num_steps, t_start, t_end, finite, grid):
@@ -85,12 +86,13 @@ def build_times(
     grid: str | TimeGrid | np.ndarray | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
+    default_steps: int | None = None,
 ) -> np.ndarray:
     """The decreasing times `[num_steps + 1]` of a sampler.
 
     Args:
       process: gives `sampling_range` and `default_grid` where nothing is said.
-      num_steps: number of intervals; may be None with explicit times.
+      num_steps: number of intervals; None takes that of explicit times, or else `default_steps`.
       grid: a registered name, a callable `(process, num_steps, t_start, t_end)`, or the times
         themselves `[num_steps + 1]`.
       t_start, t_end: ends, defaults `process.sampling_range`.
@@ -103,6 +105,7 @@ def build_times(
     end = end if t_end is None else t_end
     explicit = grid is not None and not isinstance(grid, str) and not callable(grid)
     if not explicit:
+        num_steps = default_steps if num_steps is None else num_steps
         if not isinstance(num_steps, int | np.integer) or num_steps < 1:
             raise ValueError(f"num_steps must be a positive int, got {num_steps!r}")
         if not 0.0 <= float(end) < float(start) <= 1.0:

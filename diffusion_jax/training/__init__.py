@@ -10,7 +10,7 @@ _HOMES = {
     "optim": ("Optimizer", "make_optimizer", "make_schedule", "optimizer_names"),
     "parallel": ("Layout", "initialize_distributed", "make_layout"),
     "runfolder": ("ConfigChanged", "read_config"),
-    "state": ("TrainState", "create_state", "ema_name", "update_ema"),
+    "state": ("TrainState", "create_state", "ema_name", "ema_rate", "update_ema"),
     "step": ("make_train_step",),
     "trainer": ("Trainer",),
 }

@@ -2,21 +2,16 @@
 
 Saving is asynchronous and atomic (a killed save leaves no checkpoint). `meta` lists every leaf with
 its shape, dtype and a checksum, because the storage neither compares dtypes nor notices a flipped
-byte in an array. The checksum is a sum in integers of the bits, weighted by position,
-
-  (1) c = sum_i (2 i + 1) bits_i  mod 2^32,
-
-so it does not depend on how an array is split over devices, and any change of a single element
-changes it (an odd number has an inverse modulo 2^32).
+byte in an array.
 """
 
-import gc
 import json
 import logging
 import pathlib
+import re
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax.registry import closest
+from diffusion_jax.training.checksums import checksum
 from diffusion_jax.training.parallel import leaf_names
 from diffusion_jax.training.state import RUNNING, TrainState
 
@@ -39,40 +35,6 @@ class CheckpointError(ValueError):
 
 class CheckpointMismatch(CheckpointError):
     """A sound checkpoint whose leaves are not those asked for."""
-
-
-def checksum(x: jax.Array) -> int:
-    """Equation (1) of an array of numbers, in [0, 2^32)."""
-    if getattr(x, "is_fully_addressable", True) and _on_host(x):
-        return int(_weighted_sum(np.asarray(x), np))
-    return int(_device_sum(x))
-
-
-def _on_host(x: Any) -> bool:
-    return not isinstance(x, jax.Array) or next(iter(x.devices())).platform == "cpu"
-
-
-def _weighted_sum(x: Any, xp: Any) -> Any:
-    if x.dtype == bool:
-        x = x.astype(xp.uint8)
-    words = xp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
-    if xp is np:
-        bits = np.ascontiguousarray(x).reshape(-1).view(words)
-    else:
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            x = jnp.stack([x.real, x.imag], axis=-1)
-        bits = jax.lax.bitcast_convert_type(x, words)
-    weights, stride = xp.ones((), xp.uint32), 2
-    for axis in reversed(range(bits.ndim)):
-        place = xp.arange(bits.shape[axis], dtype=xp.uint32) * xp.uint32(stride % 2**32)
-        weights = weights + place.reshape((-1,) + (1,) * (bits.ndim - 1 - axis))
-        stride *= bits.shape[axis]
-    return xp.sum(bits.astype(xp.uint32) * weights, dtype=xp.uint32)
-
-
-@jax.jit
-def _device_sum(x: jax.Array) -> jax.Array:
-    return _weighted_sum(x, jnp)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -165,13 +127,11 @@ class Checkpoints:
           CheckpointError: it is absent or damaged.
         """
         self._check_step(step)
+        stored = self._load(step, "meta", ocp.args.JsonRestore(), ())
         try:
-            stored = self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            )["meta"]
             body, crc = stored["body"], stored["crc32"]
-        except Exception as error:
-            raise self._damaged(step, "meta", error) from error
+        except (KeyError, TypeError):
+            body, crc = None, None
         if crc != _crc(body):
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} is damaged: meta (checksum)"
@@ -294,7 +254,7 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(
                 x.shape,
                 x.dtype,
-                sharding=x.sharding if isinstance(x.sharding, jax.sharding.Sharding) else one,
+                sharding=x.sharding or one,
             ),
             target,
         )
@@ -330,11 +290,8 @@ class Checkpoints:
     def _read(self, step: int, meta: Mapping, targets: Mapping[str, Any]) -> dict[str, Any]:
         restored = {}
         for item, target in targets.items():
-            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-            try:
-                restored[item] = self._manager.restore(step, args=args)[item]
-            except Exception as error:
-                raise self._damaged(step, item, error, meta["leaves"][item]) from error
+            args = ocp.args.StandardRestore(target)
+            restored[item] = self._load(step, item, args, meta["leaves"][item])
             leaves = zip(meta["leaves"][item].items(), jax.tree.leaves(restored[item]), strict=True)
             for (leaf, (_, _, expected)), x in leaves:
                 if checksum(x) != expected:
@@ -343,20 +300,22 @@ class Checkpoints:
                     )
         return restored
 
-    def _damaged(
-        self, step: int, item: str, error: Exception, leaves: Sequence[str] = ()
-    ) -> CheckpointError:
-        text = str(error)
+    def _load(self, step: int, item: str, args: Any, leaves: Iterable[str]) -> Any:
+        """An item as orbax reads it; whatever goes wrong there is a `CheckpointError`."""
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:
+            _ignore_given_up_reads()
+            _LOG.debug("reading %s of checkpoint %d failed", item, step, exc_info=True)
+            kind, text = type(error).__name__, str(error)
+        paths = {leaf: leaf.replace("/", ".") for leaf in leaves}
         named = [
-            n
-            for n in leaves
-            if f'"{n.replace("/", ".")}/' in text or f"'{n.replace('/', '.')}/" in text
+            leaf for leaf, path in paths.items() if re.search(f"[\"']{re.escape(path)}/", text)
         ]
         where = f"{item}/{named[0]}" if named else item
-        _silence_unfinished_reads()
-        return CheckpointError(
-            f"checkpoint {self.directory / str(step)} is damaged: {where}"
-            f" ({type(error).__name__}: {text.splitlines()[0][:120] if text else ''})"
+        said = text.split(". See full", 1)[0].split("\n", 1)[0][:150]
+        raise CheckpointError(
+            f"checkpoint {self.directory / str(step)} is damaged: {where} ({kind}: {said})"
         )
 
 
@@ -423,10 +382,19 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
     return next(p for p in names if not p.exists())
 
 
-def _silence_unfinished_reads() -> None:
-    """Collects the reads that were given up, whose complaints would bury the one-line error."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+def _ignore_given_up_reads() -> None:
+    """Drops the pages that other reads print when one has failed: they bury the line that matters.
+
+    They come when the interpreter collects them, as late as at its exit, so the hook stays.
+    """
+    hook = sys.unraisablehook
+    if getattr(hook, "ignores_given_up_reads", False):
+        return
+
+    def quieter(info: Any) -> None:
+        given_up = "_read_array_index" in repr(info.object)
+        if not given_up and str(info.exc_value) != "Event loop is closed":
+            hook(info)
+
+    quieter.ignores_given_up_reads = True
+    sys.unraisablehook = quieter

@@ -130,7 +130,7 @@ def train(
             checkpoints.save(layout.to_global(state), extra)
 
         for step, batch in _batches(pipeline, start, config.steps, stack):
-            state, vector = trainer.step(state, layout.put_step_batch(batch), trainer.key)
+            state, vector = trainer.step(state, batch)
             window.add(vector)
             window.wait(behind=layout.max_in_flight)
             bar.update()

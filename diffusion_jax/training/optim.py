@@ -42,7 +42,8 @@ class Optimizer(NamedTuple):
 
     Attributes:
       init: `params -> opt_state`.
-      update: `(grads, opt_state, params) -> (updates, opt_state)`.
+      update: `(grads, opt_state, params, **extra) -> (updates, opt_state)`; `grad_norm=` hands the
+        clipping a norm of `grads` that is known already.
       learning_rate: `number of updates done -> learning rate of the next one`.
       accumulate: batches per update; in between, `update` returns zeros.
     """
@@ -116,6 +117,26 @@ def make_schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), body], [warmup])
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """L2 norm over all leaves, as a float32 scalar."""
+    return optax.global_norm(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients down to a global norm of at most `max_norm`.
+
+    `optax.clip_by_global_norm`, but for a norm that may be given as `grad_norm=`.
+    """
+
+    def update(grads: Any, state: Any, params: Any = None, *, grad_norm: Any = None, **extra: Any):
+        del params, extra
+        norm = global_norm(grads) if grad_norm is None else grad_norm
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
 def decay_mask(params: Any) -> Any:
     """True for the parameters that weight decay applies to: those of two or more dimensions."""
     return jax.tree.map(lambda p: np.ndim(p) > 1, params)
@@ -150,9 +171,7 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int | None = None) ->
     rate, schedule = float(config["learning_rate"]), config.get("schedule", "constant")
     learning_rate = make_schedule(rate, schedule, updates)
     options = {k: v for k, v in config.items() if k not in _OWN_KEYS}
-    chain = (
-        [optax.clip_by_global_norm(float(config["clip_norm"]))] if config.get("clip_norm") else []
-    )
+    chain = [clip_by_norm(float(config["clip_norm"]))] if config.get("clip_norm") else []
     decay, decays = config.get("weight_decay"), _decay_arguments(build)
     if decays:
         options[decays[1]] = decay_mask
@@ -170,7 +189,7 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int | None = None) ->
         )
     # A plain number keeps optimisers usable that do not take schedules.
     chain.append(build(learning_rate=rate if _is_constant(schedule) else learning_rate, **options))
-    tx = optax.chain(*chain)
+    tx = optax.with_extra_args_support(optax.chain(*chain))
     if accumulate > 1:
         tx = optax.MultiSteps(tx, every_k_schedule=accumulate).gradient_transformation()
     return Optimizer(tx.init, tx.update, learning_rate, accumulate)

@@ -14,23 +14,60 @@ def count(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def describe(compiled: Any, state: TrainState, layout: Layout, seconds: float) -> dict[str, Any]:
+def count_flops(jaxpr: Any) -> int:
+    """Floating-point operations of the matrix products and convolutions in a jaxpr.
+
+    Counted here because XLA's own analysis takes the body of a `lax.scan` once, and blocks of a
+    network are often scanned over; it also differs between backends. A `lax.while_loop` counts as
+    one pass, a `lax.cond` as its most expensive branch; what is computed again in the backward pass
+    (rematerialisation) counts again. Elementwise operations and custom kernels do not count.
+
+    Args:
+      jaxpr: a `Jaxpr` or `ClosedJaxpr`.
+    """
+    return sum(_flops_of(eqn) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+
+
+def _flops_of(eqn: Any) -> int:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel, features = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+        products = math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
+        return 2 * products // math.prod(params["lhs_dilation"])  # the zeros between are skipped
+    inner = [
+        count_flops(sub)
+        for value in params.values()
+        for sub in (value if isinstance(value, list | tuple) else [value])
+        if hasattr(getattr(sub, "jaxpr", sub), "eqns")
+    ]
+    if name == "cond":
+        return max(inner)
+    times = params["length"] if name == "scan" else 1
+    return times * sum(inner)
+
+
+def describe(
+    compiled: Any, jaxpr: Any, state: TrainState, layout: Layout, seconds: float
+) -> dict[str, Any]:
     """A start report.
 
     Args:
       compiled: the compiled step.
+      jaxpr: of the step on the global batch.
       state: as `ShapeDtypeStruct`s with shardings.
       layout: see `parallel.Layout`.
       seconds: how long compiling took.
 
     Returns:
-      JSON data: `parameters`; `state_bytes`; `flops_per_step` over all devices as XLA counts them
-      (the body of a `lax.scan` counts once; None where the backend does not say);
-      `bytes_per_device` at the peak of a step; and, of these, `temporary_bytes`; `devices`, `mesh`,
-      `mode`, `processes`, `compile_seconds`.
+      JSON data: `parameters`; `state_bytes`; `flops_per_step` over all devices (`count_flops`);
+      `bytes_per_device` at the peak of a step, by XLA's plan of its buffers, and of these
+      `temporary_bytes` (both None where the backend does not say); `devices`, `mesh`, `mode`,
+      `processes`, `compile_seconds`.
     """
-    costs = compiled.cost_analysis() or {}
-    flops = costs.get("flops", -1.0)
     memory = compiled.memory_analysis()
     peak = temporary = None
     if memory is not None:
@@ -41,7 +78,7 @@ def describe(compiled: Any, state: TrainState, layout: Layout, seconds: float) -
     return {
         "parameters": count(state.params),
         "state_bytes": sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
-        "flops_per_step": flops * layout.mesh.size if flops > 0 else None,
+        "flops_per_step": count_flops(jaxpr),
         "bytes_per_device": peak,
         "temporary_bytes": temporary,
         "devices": f"{layout.mesh.size} x {device.device_kind}",

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import platform
 from collections.abc import Iterator, Mapping
@@ -93,12 +94,19 @@ def open_run(
             )
         if changes and jax.process_index() == 0:
             count = len(list(workdir.glob("config.*.json")))
-            (workdir / f"config.{count}.json").write_text(path.read_text())
+            _replace(workdir / f"config.{count}.json", old)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         _warn_of_versions(workdir / VERSIONS, started)
-        path.write_text(json.dumps(config, indent=2) + "\n")
-        (workdir / VERSIONS).write_text(json.dumps(versions(), indent=2) + "\n")
+        _replace(path, config)
+        _replace(workdir / VERSIONS, versions())
+
+
+def _replace(path: pathlib.Path, data: Any) -> None:
+    # Other processes may be reading: they find the old file or the new one, never a part.
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(fresh, path)
 
 
 def versions() -> dict[str, Any]:

@@ -1,20 +1,21 @@
 """The one training step, written once for every method and every kind of parallelism."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from diffusion_jax.methods.base import Context, Method
-from diffusion_jax.training.optim import Optimizer
+from diffusion_jax.training.optim import Optimizer, global_norm
 from diffusion_jax.training.state import (
     BAD_GRADIENT,
     BAD_UPDATE,
     RUNNING,
     TrainState,
     ema_name,
+    ema_rate,
     update_ema,
 )
 
@@ -35,8 +36,8 @@ def make_train_step(
     """The pure function `(state, batch, base key) -> (state, metrics)`.
 
     The loss gets the key `fold_in(base key, state.step)` and a context with the step, the average
-    of the first decay (None without one), the global batch size and, where `Context` has a field
-    `state`, the method state. Metrics named "method_state" are taken as its next value instead.
+    of the first decay (None without one), the global batch size and the method state. What a loss
+    returns among its metrics as "method_state" is the next method state.
 
     Metrics are float32 scalars: those of the method, `loss`, `grad_norm` (before clipping),
     `param_norm` (after the update), `learning_rate`, and `halt`, see `TrainState`. A step whose loss
@@ -53,9 +54,8 @@ def make_train_step(
     """
 
     def loss_fn(params: Any, state: TrainState, batch: Any, key: jax.Array):
-        own = {"state": state.method_state} if "state" in Context._fields else {}
         ema = state.ema[ema_name(decays[0])] if decays else None
-        context = Context(step=state.step, ema=ema, batch_size=batch_size, **own)
+        context = Context(step=state.step, ema=ema, state=state.method_state, batch_size=batch_size)
         loss, metrics = method.loss(params, key, batch, context)
         if jnp.shape(loss) != ():
             raise ValueError(f"the loss of a method is a scalar; got shape {jnp.shape(loss)}")
@@ -98,34 +98,37 @@ def make_train_step(
         grads, metrics, method_state = gradient(state, batch, jax.random.fold_in(key, state.step))
         if axis_name is not None:
             grads, metrics, method_state = _mean_over(axis_name, (grads, metrics, method_state))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        done = state.step // optimizer.accumulate
-        ema = {
-            ema_name(d): update_ema(state.ema[ema_name(d)], params, d, done, ema_warmup)
-            for d in decays
-        }
-        grad_norm, param_norm = _norm(grads), _norm(params)
+        grad_norm = global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         ok = finite & (state.halt == RUNNING)
-        moved = ok & ((state.step + 1) % optimizer.accumulate == 0)
-        keep_if = lambda flag: lambda new, old: jnp.where(flag, new, old)
-        halt = jnp.where(
-            finite, jnp.where(jnp.isfinite(param_norm), RUNNING, BAD_UPDATE), BAD_GRADIENT
-        )
-        halt = jnp.where(state.halt == RUNNING, halt, state.halt).astype(jnp.int32)
-        new_state = TrainState(
-            step=state.step + ok.astype(jnp.int32),
-            params=jax.tree.map(keep_if(ok), params, state.params),
-            ema=jax.tree.map(keep_if(moved), ema, state.ema),
-            opt_state=jax.tree.map(keep_if(ok), opt_state, state.opt_state),
-            method_state=jax.tree.map(keep_if(ok), method_state, state.method_state),
-            halt=halt,
-        )
+        updates_done = state.step // optimizer.accumulate
+        moves = (state.step + 1) % optimizer.accumulate == 0
+
+        # An accumulated gradient has another norm than this batch's.
+        known = {"grad_norm": grad_norm} if optimizer.accumulate == 1 else {}
+
+        def update(old: _Moving) -> _Moving:
+            updates, opt_state = optimizer.update(grads, old.opt_state, old.params, **known)
+            params = optax.apply_updates(old.params, updates)
+            ema = {}
+            for d in decays:
+                rate = ema_rate(d, updates_done, ema_warmup)
+                if optimizer.accumulate > 1:
+                    rate = jnp.where(moves, rate, 0.0)
+                ema[ema_name(d)] = update_ema(old.ema[ema_name(d)], params, rate)
+            return _Moving(params, ema, opt_state, method_state)
+
+        old = _Moving(state.params, state.ema, state.opt_state, state.method_state)
+        new = _update_if(ok, update, old)
+        param_norm = global_norm(new.params)
+        bad = jnp.where(jnp.isfinite(param_norm), RUNNING, BAD_UPDATE)
+        bad = jnp.where(finite, bad, BAD_GRADIENT)
+        halt = jnp.where(state.halt == RUNNING, bad, state.halt).astype(jnp.int32)
+        new_state = TrainState(step=state.step + ok.astype(jnp.int32), halt=halt, **new._asdict())
         metrics |= {
             "grad_norm": grad_norm,
             "param_norm": param_norm,
-            "learning_rate": optimizer.learning_rate(done),
+            "learning_rate": optimizer.learning_rate(updates_done),
             "halt": halt,
         }
         return new_state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
@@ -133,9 +136,29 @@ def make_train_step(
     return train_step
 
 
-def _norm(tree: Any) -> jax.Array:
-    """Global L2 norm in float32; the same operations as optax's clipping, so XLA computes it once."""
-    return optax.global_norm(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree))
+class _Moving(NamedTuple):
+    """The part of a state that a good step replaces."""
+
+    params: Any
+    ema: Any
+    opt_state: Any
+    method_state: Any
+
+
+def _update_if(ok: jax.Array, update: Callable[[_Moving], _Moving], old: _Moving) -> _Moving:
+    """`update(old)` where `ok`, else `old`, in place when `old` is donated.
+
+    On CPU a selection would cost a copy of each optimiser moment and a branch costs nothing; on an
+    accelerator a branch would make the host wait for the flag and the selection is fused.
+    """
+
+    def branch(ok: jax.Array, old: _Moving) -> _Moving:
+        return jax.lax.cond(ok, update, lambda kept: kept, old)
+
+    def select(ok: jax.Array, old: _Moving) -> _Moving:
+        return jax.tree.map(lambda n, o: jnp.where(ok, n, o), update(old), old)
+
+    return jax.lax.platform_dependent(ok, old, cpu=branch, default=select)
 
 
 def _mean_over(axis_name: str, tree: Any) -> Any:

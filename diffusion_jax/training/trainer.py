@@ -27,10 +27,9 @@ class Trainer:
 
     Attributes:
       layout: see `parallel.Layout`.
+      key: the base key, a global array.
       abstract: the state as `ShapeDtypeStruct`s with shardings.
       names: of the entries of the metrics vector.
-      step: `(state, batch, key) -> (state, metrics [len(names)])`, compiled once; the state is
-        donated. States come from `layout.to_device`, batches from `layout.put_step_batch`.
       report: what `describe` says.
     """
 
@@ -44,13 +43,13 @@ class Trainer:
         self.layout = make_layout(config.parallel, devices)
         self.layout.check_batch(batch, config.batch_size)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        self.key = jax.device_put(jax.random.key(config.seed), self.layout.replicated)
+        self.key = self.layout.put_key(config.seed)
         self._create = lambda key, batch: create_state(method, optimizer, config.ema, key, batch)
         global_batch = self.layout.put_batch(batch)
         shapes = jax.eval_shape(self._create, self.key, global_batch)
-        self.shardings = self.layout.state_sharding(shapes)
+        self._shardings = self.layout.state_sharding(shapes)
         self.abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self._shardings
         )
         train_step = make_train_step(
             method,
@@ -72,12 +71,30 @@ class Trainer:
         begin = time.perf_counter()
         step_batch = self.layout.put_step_batch(batch)
         abstract = self.layout.device_abstract(self.abstract)
-        self.step = self.layout.compile(packed, abstract, step_batch, self.key)
+        self._compiled, jaxpr = self.layout.compile(packed, abstract, step_batch, self.key)
         self.names = tuple(names)
         seconds = time.perf_counter() - begin
-        self.report = describe(self.step, self.abstract, self.layout, seconds)
+        self.report = describe(self._compiled, jaxpr, self.abstract, self.layout, seconds)
 
     def create(self, batch: Mapping[str, Any]) -> TrainState:
         """The initial state, of global arrays; `batch` is batch 0."""
-        build = jax.jit(self._create, out_shardings=self.shardings)
+        build = jax.jit(self._create, out_shardings=self._shardings)
         return build(self.key, self.layout.put_batch(batch))
+
+    def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, jax.Array]:
+        """One step.
+
+        Args:
+          state: as `layout.to_device` gives it; donated.
+          batch: a host's batch.
+
+        Returns:
+          `(state, metrics)`: metrics float32 [len(names)], still on the device.
+
+        Raises:
+          ValueError: a batch of other shapes or dtypes than the first.
+        """
+        try:
+            return self._compiled(state, self.layout.put_step_batch(batch), self.key)
+        except TypeError as error:
+            raise ValueError(f"a batch differs from the first one: {error}") from error

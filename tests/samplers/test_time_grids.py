@@ -1,0 +1,108 @@
+"""Time grids: ends, spacing in the clock they name, infinite ends, and what is refused."""
+
+import numpy as np
+import pytest
+from golden_files import golden
+
+from diffusion_jax import processes, registry
+from diffusion_jax.samplers import build_times, karras, log_snr, quadratic, uniform
+
+GRIDS = registry.names("time_grid")
+PROCESSES = {
+    n: registry.get("process", n)()
+    for family in ("gaussian", "bridge")
+    for n in registry.names("process", family=family)
+}
+
+
+@pytest.mark.parametrize("name", [n for n in PROCESSES if n != "i2sb"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_grids_run_down_from_end_to_end(name, grid):
+    """On every process, for every length; I2SB has a table of 1000 times."""
+    process = PROCESSES[name]
+    start = 0.999 if name.endswith("bridge") else process.sampling_range[0]
+    for n in (1, 2, 3, 10, 200):
+        times = build_times(process, n, grid, start)
+        assert times.dtype == np.float64 and times.shape == (n + 1,)
+        assert (np.diff(times) < 0).all()
+        assert (times[0], times[-1]) == (start, process.sampling_range[1])
+
+
+def test_spacing():
+    vp, n = processes.VP(), 8
+    np.testing.assert_allclose(np.diff(uniform(vp, n, 1.0, 0.2)), -0.1, rtol=1e-12)
+    roots = np.sqrt(quadratic(vp, n, 1.0, 0.04))
+    np.testing.assert_allclose(np.diff(roots), -0.1, rtol=1e-12)
+    cubes = quadratic(vp, n, 1.0, 0.008, power=3.0) ** (1 / 3)
+    np.testing.assert_allclose(np.diff(cubes), -0.1, rtol=1e-12)
+    lam = vp.lam(log_snr(vp, n, 1.0, 1e-3))
+    np.testing.assert_allclose(np.diff(lam), (lam[-1] - lam[0]) / n, rtol=1e-9)
+    levels = vp.noise_level(karras(vp, n, 1.0, 1e-3)) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(levels), (levels[-1] - levels[0]) / n, rtol=1e-9)
+    lower = vp.noise_level(karras(vp, n, 1.0, 1e-3, rho=3.0)) ** (1 / 3)
+    np.testing.assert_allclose(np.diff(lower), (lower[-1] - lower[0]) / n, rtol=1e-9)
+
+
+def test_karras_of_edm_is_n_points_and_then_zero():
+    stored, edm = golden("solvers_kdiff"), processes.EDM(0.03, 14.6)
+    for n in (5, 10, 20, 50):
+        levels = 14.6 * build_times(edm, n)
+        np.testing.assert_allclose(levels, stored[f"sigmas_karras__n{n}"], rtol=1e-11)
+        # equal steps of log sigma: the same convention for the last step
+        levels = 14.6 * build_times(edm, n, "log_snr")
+        np.testing.assert_allclose(levels, stored[f"sigmas_exponential__n{n}"], rtol=1e-11)
+
+
+def test_infinite_ends_are_kept_and_the_rest_starts_at_the_finite_limit():
+    flow = processes.RectifiedFlow(t_min=0.01, t_max=0.98)
+    for grid in ("log_snr", "karras"):
+        times = build_times(flow, 6, grid)
+        assert (times[0], times[-1]) == (1.0, 0.0)
+        np.testing.assert_allclose(times[[1, -2]], [0.98, 0.01], rtol=1e-12)
+        assert build_times(flow, 1, grid).tolist() == [1.0, 0.0]
+        np.testing.assert_allclose(build_times(flow, 2, grid), [1.0, 0.98, 0.0])
+    inner = build_times(flow, 4, "log_snr", 0.9, 0.1)
+    np.testing.assert_allclose(np.diff(flow.lam(inner)), np.diff(flow.lam(inner))[0], rtol=1e-9)
+
+
+def test_grids_of_ones_own():
+    vp = processes.VP()
+    times = build_times(vp, 3, lambda process, n, first, last: np.geomspace(first, last, n + 1))
+    np.testing.assert_allclose(times, [1.0, 0.1, 0.01, 0.001], rtol=1e-12)
+    given = build_times(vp, None, [1.0, 0.5, 0.0])
+    assert given.tolist() == [1.0, 0.5, 0.0]
+    assert build_times(vp, 2, (1.0, 0.5, 0.0)).tolist() == given.tolist()
+
+
+def test_single_step_solvers_share_the_spacing():
+    stored = golden("solvers_dpm_vp")
+    for grid, name in (("logSNR", "log_snr"), ("time_quadratic", "quadratic")):
+        times = build_times(processes.VP(), 20, name, 1.0, 1e-3)
+        np.testing.assert_allclose(times, stored[f"grid__{grid}__n20"], rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        ((0,), "num_steps must be a positive int, got 0"),
+        ((-3,), "num_steps must be a positive int, got -3"),
+        ((2.5,), "num_steps must be a positive int, got 2.5"),
+        ((None,), "num_steps must be a positive int, got None"),
+        ((5, "logsnr"), "unknown time_grid 'logsnr'; did you mean 'log_snr'.*valid: .*uniform"),
+        ((5, "uniform", 0.2, 0.8), "need 0 <= t_end < t_start <= 1, got t_start=0.2, t_end=0.8"),
+        ((5, "uniform", 1.5), "need 0 <= t_end < t_start <= 1"),
+        ((5, "uniform", 1.0, -0.1), "need 0 <= t_end < t_start <= 1"),
+        ((None, [1.0, 0.5, 0.5, 0.0]), r"decrease strictly: times\[1:3\] = \[0.5 0.5\]"),
+        ((None, [0.0, 0.5, 1.0]), r"decrease strictly: times\[0:2\] = \[0.  0.5\]"),
+        ((None, [1.2, 0.5]), r"must lie in \[0, 1\], got 1.2"),
+        ((None, [0.5, -0.2]), r"must lie in \[0, 1\], got 0.5 to -0.2"),
+        ((5, [1.0, 0.0]), "5 steps need 5 . 1 times, got shape"),
+        ((None, [1.0]), "times, got shape"),
+        ((2, [[1.0, 0.5, 0.0]]), "times, got shape"),
+        ((3, lambda p, n, a, b: np.linspace(a, b, n)), "3 steps need 3 . 1 times"),
+        ((None, [1.0, np.nan, 0.0]), "decrease strictly"),
+    ),
+)
+def test_bad_grids_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_times(processes.VP(), *arguments)
