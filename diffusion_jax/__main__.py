@@ -41,9 +41,7 @@ def load_config(arguments: Sequence[str]):
     from diffusion_jax.registry import closest
 
     values, line = flags.FlagValues(), ["diffusion_jax", *arguments]
-    config_flags.DEFINE_config_file(
-        "config", None, "the config", flag_values=values, sys_argv=line
-    )
+    config_flags.DEFINE_config_file("config", None, "the config", flag_values=values, sys_argv=line)
     path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), "")
     file = pathlib.Path(path.split(":", 1)[0])
     if path and not file.is_file():
@@ -377,10 +375,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    for noisy in ("jax", "orbax", "tensorboard"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diffusion_jax").setLevel(logging.INFO)
     try:
         return arguments.run(arguments, rest)
     except (ValueError, ImportError, OSError) as error:

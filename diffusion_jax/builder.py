@@ -80,7 +80,7 @@ def construct(kind: str, config: Mapping[str, Any], name: str, *arguments: Any, 
         defaults = {k: v for k, v in defaults.items() if k in parameters}
     try:
         return build(*arguments, **{**defaults, **options})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"config.{name}: {error}") from error
 
 
@@ -112,7 +112,8 @@ def build_network(config: Mapping[str, Any], spec: DataSpec):
         defaults["vocab_size"] = spec.vocab_size
     if "source" in spec.elements:
         defaults["source_channels"] = spec.elements["source"].shape[-1]
-    if to_plain(config.get("method", {})).get("parameterization", "") == "ddbm":
+    method = to_plain(config.get("method", {}))
+    if method.get("name") == "bridge" and method.get("parameterization", "ddbm") == "ddbm":
         defaults["time_scale"] = 1.0  # the network is told 250 log t, not t
     return construct("network", config, "network", **defaults)
 

@@ -121,11 +121,16 @@ def judge(run: runs.Run, *, cache=None, **overrides: Any) -> dict[str, Any]:
     batch = runs.conditions(run, num)
     key = jax.random.key(options["seed"])
     rows, drawn = [], {}
-    for sampler in samplers:
-        label = f"{sampler.name} {sampler.nfe}"
+    for i, sampler in enumerate(samplers):
+        asked = options["samplers"][i] if options["samplers"] else {}
+        name = " ".join(
+            [sampler.name, *(f"{k}={v}" for k, v in asked.items() if k not in ("name", "nfe"))]
+        )
+        label = f"{name} {sampler.nfe}"
+        if label in drawn:
+            raise ValueError(f"sampler {label!r} is named twice")
         drawn[label], seconds = timed(run, batch, key, sampler, options["batch_size"])
-        row = {"sampler": sampler.name, "nfe": sampler.nfe, "seconds_per_1000": seconds}
-        rows.append(row)
+        rows.append({"sampler": name, "nfe": sampler.nfe, "seconds_per_1000": seconds})
     if run.spec.show in ("image", "pixels") and run.spec.num_classes:
         rows += _judge_images(run, train, held_out, batch, drawn, rows, options, cache)
     elif run.spec.kind == "tokens":

@@ -34,7 +34,8 @@ from diffusion_jax.training import (
     restore_params,
     train,
 )
-from diffusion_jax.training.parallel import initialize_distributed
+from diffusion_jax.training.parallel import initialize_distributed, make_layout
+from diffusion_jax.training.state import ema_name
 
 _SPEC = "spec.json"
 _PREVIEW = 40  # samples in the grids drawn while training
@@ -102,7 +103,7 @@ def train_run(
     initialize_distributed(options.parallel.get("distributed", False))
     source = builder.build_data(config, "train")
     built = builder.build_method(config, source.spec)
-    host = jax.process_index(), jax.process_count()
+    host = make_layout(options.parallel).host
     pipeline = Pipeline(source, options.batch_size, options.seed, host=host, **data_options)
     workdir = pathlib.Path(workdir)
     batch = first_conditions(source, _PREVIEW)
@@ -163,10 +164,8 @@ def open_run(
     spec = DataSpec.from_json(json.loads((workdir / _SPEC).read_text()))
     built = builder.build_method(config, spec)
     if weights is None:
-        decays = TrainConfig.from_mapping(
-            {k: v for k, v in config["train"].items() if k != "augment"}
-        ).ema
-        weights = f"ema_{decays[0]:g}" if decays else "params"
+        options, _ = train_config(config)
+        weights = f"ema_{ema_name(options.ema[0])}" if options.ema else "params"
     shapes = jax.eval_shape(built.method.init, jax.random.key(0), spec.zeros(2))
     params = restore_params(workdir, weights, step, target=shapes)
     done = step if step is not None else _newest(workdir)

@@ -271,8 +271,7 @@ def _i2sb_tables(beta_min, beta_max, intervals):
 class I2SB(BridgeProcess):
     """Image-to-image Schrodinger bridge: alpha = 1, symmetric discrete schedule (arXiv 2302.05872).
 
-    The schedule is a table of `intervals` entries looked up at `round((intervals - 1) t)`; g^2 is
-    given per index step. By default it is normalised by rho^2 + rho_bar^2 at each entry as in the
+    The schedule is a table of `intervals` entries looked up at `round((intervals - 1) t)`. By default it is normalised by rho^2 + rho_bar^2 at each entry as in the
     authors' code. `rho_T_excludes_overlap=True` divides by the last rho^2 instead, as DBIM's code
     does: then a + b = 1 + beta_i / rho_T^2 (an off-by-one of up to 1.3e-3, kept for parity).
 
@@ -315,8 +314,8 @@ class I2SB(BridgeProcess):
         return self.rho2(t) + self.rho_bar2(t)
 
     def diffusion_squared(self, t):
-        """beta of the entry: g^2 per index step."""
-        return self._look_up(0, t)
+        """g(t)^2 per unit of t: beta of the entry times the entries in a unit."""
+        return (self.intervals - 1) * self._look_up(0, t)
 
     def t_of_rho2(self, rho2):
         """The time of the entry nearest to `rho2` (host only)."""

@@ -44,7 +44,7 @@ def _pictures(run, result, folder):
     batch = {k: v[:SHOWN] for k, v in result["batch"].items()}
     for name, samples in result["samples"].items():
         grid = runs.grid_of(run.spec, samples[:SHOWN], batch)
-        evaluation.save_png(folder / f"{name.replace(' ', '_')}.png", grid)
+        evaluation.save_png(folder / f"{name.replace(' ', '_').replace('=', '')}.png", grid)
     few = {k: v[:FOLLOWED] for k, v in result["batch"].items()}
     _, path = runs.draw(run, few, jax.random.key(0), trajectory=True)
     strip = runs.strip_of(run.spec, path)

@@ -205,7 +205,10 @@ def test_list_and_doctor(capsys):
 
 def test_help_names_every_command():
     shown = subprocess.run(
-        [sys.executable, "-m", "diffusion_jax", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "diffusion_jax", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for command in ("train", "sample", "evaluate", "inspect", "list", "doctor"):
         assert command in shown

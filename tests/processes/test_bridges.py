@@ -205,7 +205,8 @@ def test_schedules_of_the_official_bridge_code(name, process):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
     # their f and g^2 are per unit of their clock
     np.testing.assert_allclose(process.drift(t) / clock, g[f"{name}_f"], atol=1e-12)
-    np.testing.assert_allclose(process.diffusion_squared(t) / clock, g[f"{name}_g2"], rtol=1e-11)
+    unit = 999 if name == "i2sb" else clock  # their table's g^2 is per index
+    np.testing.assert_allclose(process.diffusion_squared(t) / unit, g[f"{name}_g2"], rtol=1e-11)
 
 
 def test_i2sb_normalised_as_by_its_authors():
@@ -217,7 +218,7 @@ def test_i2sb_normalised_as_by_its_authors():
     np.testing.assert_allclose(process.c(t), g["official_std_sb"], atol=2e-7)
     np.testing.assert_allclose(np.sqrt(process.rho2(t)), g["official_std_fwd"], atol=2e-7)
     np.testing.assert_allclose(np.sqrt(process.rho_bar2(t)), g["official_std_bwd"], atol=2e-7)
-    np.testing.assert_allclose(process.diffusion_squared(t), g["official_betas"], rtol=1e-6)
+    np.testing.assert_allclose(process.diffusion_squared(t) / 999, g["official_betas"], rtol=1e-6)
     np.testing.assert_allclose(process.a(t) + process.b(t), 1.0, atol=1e-14)
 
 
@@ -225,7 +226,8 @@ def test_i2sb_overlap_is_the_documented_one():
     process = I2SB(rho_T_excludes_overlap=True)
     t = np.arange(1000) / 999
     excess = process.a(t) + process.b(t) - 1.0
-    np.testing.assert_allclose(excess, process.diffusion_squared(t) / process.rho2(1.0), rtol=1e-9)
+    betas = process.diffusion_squared(t) / 999
+    np.testing.assert_allclose(excess, betas / process.rho2(1.0), rtol=1e-9)
     assert 1e-3 < excess.max() < 2e-3
 
 

@@ -130,7 +130,7 @@ def test_dbim_on_its_default_grid(name):
         assert bridge_error(dbim(BRIDGES[name], 400, eta=eta)) < 0.02
 
 
-@pytest.mark.parametrize("name", ("vp_bridge", "ve_bridge", "brownian_bridge"))
+@pytest.mark.parametrize("name", ("vp_bridge", "ve_bridge", "brownian_bridge", "i2sb"))
 def test_ddbm_heun_converges_to_the_conditional_law(name):
     process = BRIDGES[name]
     coarse, fine = (bridge_error(ddbm_heun(process, n)) for n in (30, 100))
