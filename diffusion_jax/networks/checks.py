@@ -79,9 +79,11 @@ def check_inputs(
 def _check_state(network: str, layout: str, x: jax.Array) -> jax.Array:
     if x.ndim != len(_LAYOUTS[layout].split(",")):
         raise ValueError(f"{network}: x must be {_LAYOUTS[layout]}, got shape {x.shape}")
-    kind, wanted = (jnp.integer, "integer") if layout == "tokens" else (jnp.floating, "floating")
+    kind, wanted = (
+        (jnp.floating, "a floating") if layout != "tokens" else (jnp.integer, "an integer")
+    )
     if not jnp.issubdtype(x.dtype, kind):
-        raise ValueError(f"{network}: x must have a {wanted} dtype, got {x.dtype}")
+        raise ValueError(f"{network}: x must have {wanted} dtype, got {x.dtype}")
     return x
 
 

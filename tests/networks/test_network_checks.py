@@ -38,7 +38,7 @@ def test_time_may_be_missing_where_it_is_not_read():
         (dict(x=IMAGE[0]), "x must be [B, H, W, C], got shape (4, 4, 2)"),
         (dict(layout="points"), "x must be [B, D], got shape (3, 4, 4, 2)"),
         (dict(x=TOKENS[0], layout="tokens"), "x must be [B, L], got shape (7,)"),
-        (dict(x=TOKENS * 1.0, layout="tokens"), "x must have a integer dtype, got float32"),
+        (dict(x=TOKENS * 1.0, layout="tokens"), "x must have an integer dtype, got float32"),
         (dict(x=IMAGE.astype(int)), "x must have a floating dtype, got int32"),
         (dict(t=None), "t is missing; pass a scalar or an array [B] = (3,)"),
         (dict(t=T[:2]), "t must be a scalar or [B] = (3,), got shape (2,)"),
