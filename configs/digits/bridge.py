@@ -20,6 +20,7 @@ def get_config():
             "width": 96,
             "depth": 4,
             "heads": 2,
+            "remat": True,
             "num_classes": 0,
         },
         method={
@@ -32,12 +33,12 @@ def get_config():
             "nfe": 20,
         },
         train=common.train(
-            steps=1000,
-            batch_size=128,
+            steps=1500,
+            batch_size=64,
             learning_rate=2e-3,
             schedule={"name": "cosine", "warmup_steps": 100},
             ema=(0.99,),
-            every=400,
+            every=600,
         ),
         evaluate={
             "samplers": (

@@ -14,7 +14,14 @@ def get_config():
     return common.config(
         data={"name": "digits"},
         process={"name": "vp"},
-        network={"name": "dit", "patch_size": 4, "width": 96, "depth": 4, "heads": 2},
+        network={
+            "name": "dit",
+            "patch_size": 4,
+            "width": 96,
+            "depth": 4,
+            "heads": 2,
+            "remat": True,
+        },
         method={
             "name": "score",
             "parameterization": "edm",
@@ -25,12 +32,12 @@ def get_config():
             "nfe": 20,
         },
         train=common.train(
-            steps=1200,
-            batch_size=128,
+            steps=1800,
+            batch_size=64,
             learning_rate=2e-3,
             schedule={"name": "cosine", "warmup_steps": 100},
             ema=(0.99,),
-            every=400,
+            every=600,
         ),
         evaluate={
             "samplers": (
