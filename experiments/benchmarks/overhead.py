@@ -223,7 +223,7 @@ def train_cost(repeats, batch=32, steps=4):
 
     def ours():
         for b in batches:
-            held["ours"], metrics = trainer.step(held["ours"], b, trainer.key)
+            held["ours"], metrics = trainer.step(held["ours"], b)
         return metrics
 
     def hand():
@@ -304,7 +304,7 @@ def programs():
 
 def measure(quick=False):
     """All rows: dictionaries with what, case, ours, floor, measured, goal and verdict."""
-    repeats = 3 if quick else 15
+    repeats = 3 if quick else 9
     shape = (8, 16, 16, 3) if quick else (64, 32, 32, 3)
     rows = programs() + step_cost(repeats, shape) + sampler_cost(repeats)
     rows += train_cost(repeats) + compile_cost(repeats)
