@@ -156,10 +156,9 @@ def test_mistakes_cost_one_line_and_status_2(arguments, named, tmp_path, capsys,
         (["--out=x.txt"], [".png"]),
     ],
 )
+@pytest.mark.parametrize("trained", ["score"], indirect=True)
 def test_sampling_mistakes(trained, arguments, named, tmp_path, capsys, monkeypatch):
-    family, workdir = trained
-    if family != "score":
-        pytest.skip("the messages are the same for every family")
+    _, workdir = trained
     monkeypatch.chdir(tmp_path)
     assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", *arguments]) == 2
     message = capsys.readouterr().err.strip()
@@ -168,10 +167,9 @@ def test_sampling_mistakes(trained, arguments, named, tmp_path, capsys, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("trained", ["score"], indirect=True)
 def test_a_checkpoint_that_does_not_fit_names_the_leaf(trained, tmp_path, capsys):
-    family, workdir = trained
-    if family != "score":
-        pytest.skip("the same code for every family")
+    _, workdir = trained
     path = workdir / "config.json"
     before = path.read_text()
     config = json.loads(before)
