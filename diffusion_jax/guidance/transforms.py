@@ -54,8 +54,9 @@ class guide(_Transform):
 
     def at(self, x, point):
         """x0_hat `[B, ...]` of the guided model."""
-        base = _inner(self.unconditional, x, point)
-        return base + self.weight * (_inner(self.conditional, x, point) - base)
+        base, told = (_inner(d, x, point) for d in (self.unconditional, self.conditional))
+        # where both are -inf (a token that cannot be) the difference would be NaN
+        return jnp.where(base == told, told, base + self.weight * (told - base))
 
 
 @pytree_dataclass

@@ -137,3 +137,9 @@ def test_guided_and_inpainted_sampling():
     held = guidance.inpaint(CONDITIONAL, jnp.full((256, 2), -0.7), jnp.array([1.0, 0.0]))
     filled = samplers.sample(sampler, held, None, start)
     np.testing.assert_allclose(filled[:, 1], -0.7, atol=0.05)
+
+
+def test_guide_keeps_impossible_tokens_impossible():
+    logits = jnp.array([[0.0, -jnp.inf]])
+    mixed = guidance.guide(lambda x, t: logits + 1.0, lambda x, t: logits, 2.0)(None, 0.5)
+    np.testing.assert_array_equal(mixed, [[2.0, -np.inf]])
