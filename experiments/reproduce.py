@@ -4,14 +4,20 @@ Trains the paper's config (or goes on with a run that stands), samples it with t
 claim compares, over several seeds, and prints claim, measured figures and verdict; `results.json` in
 the paper's folder holds the rows. `--scale=cpu` is the small twin that two cores can train in minutes,
 `--scale=full` the paper's own config.
+
+A folder's module `claim` says TITLE, CLAIM, CONFIGS (scale -> config module), `verdicts(rows)`, and
+either SAMPLERS, which are judged on the trained run, or `measure(options) -> rows` where the claim
+needs another experiment than that.
 """
 
 import argparse
+import dataclasses
 import importlib
 import pathlib
 import pkgutil
 import statistics
 import sys
+from typing import Any
 
 import experiments
 from diffusion_jax import evaluation, judge
@@ -20,6 +26,34 @@ from diffusion_jax.registry import closest
 from diffusion_jax.training.runfolder import versions
 
 FIGURES = ("frechet", "accuracy", "texture", "psnr_gain", "seconds_per_1000")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a claim's `measure` is told.
+
+    Attributes:
+      scale: "cpu" or "full".
+      config: the config of that scale.
+      workdir: folder where runs are kept.
+      seeds: number of sampling seeds.
+      num: samples a seed, or None for the claim's own number.
+    """
+
+    scale: str
+    config: Any
+    workdir: pathlib.Path
+    seeds: int
+    num: int | None
+
+    @property
+    def classifier(self) -> pathlib.Path:
+        """The file of the classifier that judges every run of one data set alike."""
+        return self.workdir / f"classifier_{_data_name(self.config)}.npz"
+
+
+def _data_name(config) -> str:
+    return str(config.data.get("dataset", config.data.name))
 
 
 def papers() -> list[str]:
@@ -59,6 +93,17 @@ def measure(run, samplers, seeds, cache):
     return rows
 
 
+def trained(config, workdir, name) -> runs.Run:
+    """The run of a config in the folder `name`, trained as far as it is not."""
+    runs.train_run(config, workdir / name)
+    return runs.open_run(workdir / name)
+
+
+def run_name(module: str) -> str:
+    """The run folder of a config module."""
+    return module.replace("configs.", "").replace(".", "_")
+
+
 def pick(rows, sampler, nfe, figure="frechet"):
     """The mean figure of one row.
 
@@ -91,17 +136,21 @@ def main(argv=None) -> int:
     config = importlib.import_module(claim.CONFIGS[arguments.scale]).get_config()
     if arguments.num:
         config.evaluate.num = arguments.num
-    folder = pathlib.Path(arguments.workdir)
-    workdir = folder / claim.CONFIGS[arguments.scale].replace("configs.", "").replace(".", "_")
     print(f"{claim.TITLE}\nclaim: {claim.CLAIM}", flush=True)
-    runs.train_run(config, workdir)
-    run = runs.open_run(workdir)
-    rows = measure(run, claim.SAMPLERS, range(arguments.seeds), folder / "classifier.npz")
+    options = Options(
+        arguments.scale, config, pathlib.Path(arguments.workdir), arguments.seeds, arguments.num
+    )
+    if hasattr(claim, "measure"):
+        rows = claim.measure(options)
+    else:
+        module = claim.CONFIGS[arguments.scale]
+        run = trained(config, options.workdir, run_name(module))
+        rows = measure(run, claim.SAMPLERS, range(options.seeds), options.classifier)
     verdicts = [
         {"statement": what, "measured": measured, "holds": bool(holds)}
         for what, measured, holds in claim.verdicts(rows)
     ]
-    print(evaluation.markdown_table(rows, ["sampler", "nfe", *_columns(rows)]))
+    print(evaluation.markdown_table(rows, list(dict.fromkeys(k for row in rows for k in row))))
     print(evaluation.markdown_table(verdicts, ["statement", "measured", "holds"]))
     home = pathlib.Path(experiments.__path__[0]) / arguments.paper
     out = pathlib.Path(arguments.out) if arguments.out else home / "results.json"
@@ -111,7 +160,6 @@ def main(argv=None) -> int:
             "claim": claim.CLAIM,
             "scale": arguments.scale,
             "config": claim.CONFIGS[arguments.scale],
-            "step": run.step,
             "seeds": arguments.seeds,
             "rows": rows,
             "verdicts": verdicts,
@@ -120,10 +168,6 @@ def main(argv=None) -> int:
     )
     print(f"written: {out}")
     return 0 if all(v["holds"] for v in verdicts) else 1
-
-
-def _columns(rows):
-    return [f for figure in FIGURES for f in (figure, f"{figure}_std") if figure in rows[0]]
 
 
 if __name__ == "__main__":

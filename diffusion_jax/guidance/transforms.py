@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.denoisers import evaluate
-from diffusion_jax.numerics import pytree_dataclass
+from diffusion_jax.numerics import expand, pytree_dataclass
 
 
 class _Transform:
@@ -38,6 +38,26 @@ class clip(_Transform):
     def at(self, x, point):
         """x0_hat `[B, ...]`, clipped."""
         return jnp.clip(_inner(self.denoise, x, point), self.low, self.high)
+
+
+@pytree_dataclass
+class dynamic_threshold(_Transform):
+    """Dynamic thresholding (Saharia et al., arXiv 2205.11487): for pixels under strong guidance.
+
+    Each example's x0_hat is clipped to [-s, s] and divided by s / `limit`, s the `quantile` of its
+    absolute values and at least `limit`.
+    """
+
+    denoise: Any
+    quantile: float = 0.995
+    limit: float = 1.0
+
+    def at(self, x, point):
+        """x0_hat `[B, ...]`, within [-limit, limit]."""
+        x0 = _inner(self.denoise, x, point)
+        s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), self.quantile, axis=1)
+        s = expand(jnp.maximum(s, self.limit), x0).astype(x0.dtype)
+        return jnp.clip(x0, -s, s) * (self.limit / s)
 
 
 @pytree_dataclass

@@ -19,6 +19,7 @@ from diffusion_jax.processes.discrete import (
     PolynomialSchedule,
     Uniform,
 )
+from diffusion_jax.processes.discrete_time import DiscreteVP, discrete_vp
 from diffusion_jax.processes.gaussian import (
     EDM,
     VE,
@@ -28,6 +29,7 @@ from diffusion_jax.processes.gaussian import (
     RectifiedFlow,
     SubVP,
 )
+from diffusion_jax.processes.log_snr import LinearLogSNR, LogSNRProcess
 from diffusion_jax.processes.predictions import PREDICTIONS, convert, from_x0, to_x0
 
 __all__ = [
@@ -43,9 +45,12 @@ __all__ = [
     "CosineAlphaSchedule",
     "CosineSchedule",
     "DiscreteProcess",
+    "DiscreteVP",
     "GaussianProcess",
     "GeometricSchedule",
+    "LinearLogSNR",
     "LinearSchedule",
+    "LogSNRProcess",
     "MaskSchedule",
     "PolynomialSchedule",
     "RectifiedFlow",
@@ -54,6 +59,7 @@ __all__ = [
     "VEBridge",
     "VPBridge",
     "convert",
+    "discrete_vp",
     "from_x0",
     "preconditioning",
     "to_x0",

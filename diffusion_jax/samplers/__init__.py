@@ -15,7 +15,18 @@ from diffusion_jax.samplers.heun import edm_heun, heun, midpoint
 from diffusion_jax.samplers.linear import Form, Rows, with_noise
 from diffusion_jax.samplers.masked import first_hitting, masked_ancestral
 from diffusion_jax.samplers.scan import Sampler, StepInfo, sample
-from diffusion_jax.samplers.time_grids import build_times, karras, log_snr, quadratic, uniform
+from diffusion_jax.samplers.time_grids import (
+    align_your_steps,
+    arctan,
+    build_times,
+    karras,
+    leading,
+    log_snr,
+    quadratic,
+    shifted,
+    trailing,
+    uniform,
+)
 
 __all__ = [
     "Form",
@@ -23,6 +34,8 @@ __all__ = [
     "Rows",
     "Sampler",
     "StepInfo",
+    "align_your_steps",
+    "arctan",
     "build_sampler",
     "build_times",
     "dbim",
@@ -37,13 +50,16 @@ __all__ = [
     "gaussian_path",
     "heun",
     "karras",
+    "leading",
     "log_snr",
     "masked_ancestral",
     "midpoint",
     "quadratic",
     "sample",
     "sde_dpm_solver_pp",
+    "shifted",
     "singlestep_plan",
+    "trailing",
     "uniform",
     "with_noise",
 ]

@@ -12,11 +12,11 @@ derivative it stands for, and its order is 2; `exact_d2=True` doubles it, and th
 
 import numpy as np
 
-from diffusion_jax.registry import get, register
+from diffusion_jax.registry import register
 from diffusion_jax.samplers.gaussian_path import GaussianPath, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
-from diffusion_jax.samplers.time_grids import log_snr
+from diffusion_jax.samplers.time_grids import inner_rule, log_snr, resolve_grid
 
 
 def _check(name, value, valid):
@@ -95,11 +95,11 @@ def _split_infinite_ends(plan, finite_start, finite_end):
 
 def _singlestep_path(process, num_calls, order, grid, t_start, t_end):
     """Outer times, the plan, and the rule that lays out the inner points of a step."""
-    lay = get("time_grid", grid or process.default_grid) if not callable(grid) else grid
-    every = gaussian_path(process, num_calls, lay, t_start, t_end)
+    lay = inner_rule(process, grid)
+    every = gaussian_path(process, num_calls, grid, t_start, t_end)
     finite = np.isfinite(every.lam)
     plan = _split_infinite_ends(singlestep_plan(num_calls, order), finite[0], finite[-1])
-    if lay is log_snr:
+    if resolve_grid(process, grid) is log_snr:
         outer = gaussian_path(process, len(plan), lay, t_start, t_end).t
     else:
         outer = every.t[np.cumsum([0, *plan])]
@@ -196,7 +196,7 @@ def dpm_solver(
     else:
         if denoise_to_zero or exact_d2:
             raise ValueError("denoise_to_zero and exact_d2 belong to the multistep variant")
-        if grid is not None and not isinstance(grid, str) and not callable(grid):
+        if not callable(resolve_grid(process, grid)):
             raise ValueError("single steps lay out inner points: grid must be a name or a callable")
         calls = 10 if num_steps is None else num_steps
         p, plan, lay = _singlestep_path(process, calls, order, grid, t_start, t_end)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import golden
 from quick_jit import quick_jit
 
 from diffusion_jax import guidance, oracles, samplers
@@ -143,3 +144,11 @@ def test_guide_keeps_impossible_tokens_impossible():
     logits = jnp.array([[0.0, -jnp.inf]])
     mixed = guidance.guide(lambda x, t: logits + 1.0, lambda x, t: logits, 2.0)(None, 0.5)
     np.testing.assert_array_equal(mixed, [[2.0, -np.inf]])
+
+
+def test_dynamic_threshold_is_the_published_rule(x64):
+    stored = golden("solvers_schedules")
+    x = stored["dynthr_in"]
+    limited = guidance.dynamic_threshold(lambda x, t: x, quantile=0.95)(x, 0.5)
+    np.testing.assert_allclose(limited, stored["dynthr_out_p095"], rtol=0, atol=1e-12)
+    assert jnp.abs(limited).max() <= 1.0 < np.abs(x).max()

@@ -5,9 +5,17 @@ import pytest
 from golden_files import golden
 
 from diffusion_jax import processes, registry
-from diffusion_jax.samplers import build_times, karras, log_snr, quadratic, uniform
+from diffusion_jax.samplers import (
+    align_your_steps,
+    build_times,
+    dpm_solver_pp,
+    karras,
+    log_snr,
+    quadratic,
+    uniform,
+)
 
-GRIDS = registry.names("time_grid")
+GRIDS = registry.names("time_grid", own_ends=None)
 PROCESSES = {
     n: registry.get("process", n)()
     for family in ("gaussian", "bridge")
@@ -65,6 +73,54 @@ def test_infinite_ends_are_kept_and_the_rest_starts_at_the_finite_limit():
     np.testing.assert_allclose(np.diff(flow.lam(inner)), np.diff(flow.lam(inner))[0], rtol=1e-9)
 
 
+def test_spacing_of_arctan_and_shifted():
+    vp, n = processes.VP(), 8
+    angles = np.arctan(vp.noise_level(build_times(vp, n, "arctan")))
+    np.testing.assert_allclose(np.diff(angles), (angles[-1] - angles[0]) / n, rtol=1e-9)
+    flow = processes.RectifiedFlow()
+    t = build_times(flow, n, {"name": "shifted", "shift": 3.0})
+    np.testing.assert_allclose(t, 3 * (s := np.linspace(1, 0, n + 1)) / (1 + 2 * s), atol=1e-15)
+    np.testing.assert_array_equal(t, build_times(flow, n, "shifted"))
+    np.testing.assert_allclose(
+        build_times(flow, n, {"name": "shifted", "shift": 1.0}, 0.9, 0.1),
+        uniform(flow, n, 0.9, 0.1),
+    )
+
+
+def test_leading_and_trailing_labels():
+    """Of a model with 1000 labels: leading never sees 999, trailing starts there; both end clean."""
+    process = processes.discrete_vp()
+    labels = {g: np.round(1000 * build_times(process, 10, g)) - 1 for g in ("leading", "trailing")}
+    assert labels["leading"].tolist() == [*range(900, -1, -100), -1]
+    assert labels["trailing"].tolist() == [*range(999, -1, -100), -1]
+    stored = golden("solvers_ddim")["seq_uniform__n10"]
+    np.testing.assert_array_equal(labels["leading"][:-1], stored[::-1])
+    for grid, n in (("leading", 15), ("trailing", 15), ("trailing", 7)):
+        times = build_times(process, n, grid)
+        assert len(times) == n + 1 and times[-1] == 0.0
+        np.testing.assert_allclose(1000 * times, np.round(1000 * times), atol=1e-9)
+    with pytest.raises(ValueError, match="60 steps do not fit into 50 training labels"):
+        build_times(processes.VP(), 60, {"name": "leading", "train_steps": 50})
+    assert dpm_solver_pp(process, 9, order=3, variant="singlestep", grid="trailing").nfe == 9
+
+
+@pytest.mark.parametrize("model", ("sd15", "sdxl", "deepfloyd_if", "svd"))
+def test_align_your_steps(model):
+    stored = golden("solvers_schedules")
+    name = {"deepfloyd_if": "if1"}.get(model, model)
+    edm = processes.EDM(sigma_min=1e-3, sigma_max=1000.0)
+    for n, key in ((10, ""), (5, "_loginterp6"), (19, "_loginterp20")):
+        levels = 1000.0 * build_times(edm, n, {"name": "align_your_steps", "model": model})
+        np.testing.assert_allclose(levels, stored[f"ays_{name}{key}"], rtol=1e-12)
+
+
+def test_align_your_steps_needs_a_process_that_reaches_its_levels():
+    with pytest.raises(ValueError, match=r"'svd' table spans noise levels 700 to 0.002; .* 80 to"):
+        build_times(processes.EDM(), 10, {"name": "align_your_steps", "model": "svd"})
+    with pytest.raises(ValueError, match="unknown Align Your Steps table 'sd2'"):
+        align_your_steps(processes.VP(), 10, 1.0, 0.0, model="sd2")
+
+
 def test_grids_of_ones_own():
     vp = processes.VP()
     times = build_times(vp, 3, lambda process, n, first, last: np.geomspace(first, last, n + 1))
@@ -94,8 +150,11 @@ def test_single_step_solvers_share_the_spacing():
         ((5, "uniform", 1.0, -0.1), "need 0 <= t_end < t_start <= 1"),
         ((None, [1.0, 0.5, 0.5, 0.0]), r"decrease strictly: times\[1:3\] = \[0.5 0.5\]"),
         ((None, [0.0, 0.5, 1.0]), r"decrease strictly: times\[0:2\] = \[0.  0.5\]"),
-        ((None, [1.2, 0.5]), r"must lie in \[0, 1\], got 1.2"),
-        ((None, [0.5, -0.2]), r"must lie in \[0, 1\], got 0.5 to -0.2"),
+        ((None, [1.2, 0.5]), r"must lie in \[0, 1.0\], the range of VP; got 1.2"),
+        ((None, [0.5, -0.2]), r"must lie in \[0, 1.0\], the range of VP; got 0.5 to -0.2"),
+        ((5, {"name": "karras", "roh": 3}), "'karras' has no option 'roh'; did you mean 'rho'"),
+        ((5, {"rho": 3.0}), "given as a mapping needs a 'name'"),
+        ((5, {"name": "shifted", "shift": -1.0}), "shift must be positive, got -1"),
         ((5, [1.0, 0.0]), "5 steps need 5 . 1 times, got shape"),
         ((None, [1.0]), "times, got shape"),
         ((2, [[1.0, 0.5, 0.0]]), "times, got shape"),
@@ -106,3 +165,16 @@ def test_single_step_solvers_share_the_spacing():
 def test_bad_grids_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_times(processes.VP(), *arguments)
+
+
+def test_a_grid_beyond_the_last_noise_level_is_refused():
+    with pytest.raises(ValueError, match=r"\[0, 0.9946\], the range of Cosine; got 1.0"):
+        build_times(processes.Cosine(), None, [1.0, 0.5, 0.1])
+
+
+def test_options_of_a_named_grid():
+    vp = processes.VP()
+    np.testing.assert_array_equal(
+        build_times(vp, 6, {"name": "karras", "rho": 3.0}),
+        karras(vp, 6, *vp.sampling_range, rho=3.0),
+    )
