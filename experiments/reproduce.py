@@ -7,7 +7,8 @@ the paper's folder holds the rows. `--scale=cpu` is the small twin that two core
 
 A folder's module `claim` says TITLE, CLAIM, CONFIGS (scale -> config module), `verdicts(rows)`, and
 either SAMPLERS, which are judged on the trained run, or `measure(options) -> rows` where the claim
-needs another experiment than that.
+needs another experiment than that; `report(rows)` may lay the table out in its own way. `results.md`
+beside `results.json` is what was printed.
 """
 
 import argparse
@@ -150,8 +151,12 @@ def main(argv=None) -> int:
         {"statement": what, "measured": measured, "holds": bool(holds)}
         for what, measured, holds in claim.verdicts(rows)
     ]
-    print(evaluation.markdown_table(rows, list(dict.fromkeys(k for row in rows for k in row))))
-    print(evaluation.markdown_table(verdicts, ["statement", "measured", "holds"]))
+    every = list(dict.fromkeys(k for row in rows for k in row))
+    table = (
+        claim.report(rows) if hasattr(claim, "report") else evaluation.markdown_table(rows, every)
+    )
+    table += "\n" + evaluation.markdown_table(verdicts, ["statement", "measured", "holds"])
+    print(table)
     home = pathlib.Path(experiments.__path__[0]) / arguments.paper
     out = pathlib.Path(arguments.out) if arguments.out else home / "results.json"
     evaluation.write_json(
@@ -166,6 +171,10 @@ def main(argv=None) -> int:
             "versions": versions(),
         },
     )
+    header = f"# {claim.TITLE}\n\nClaim: {claim.CLAIM}.\n\n"
+    told = f"`python -m experiments.reproduce {arguments.paper} --scale={arguments.scale}`"
+    header += f"{told}, {arguments.seeds} seeds.\n\n"
+    out.with_suffix(".md").write_text(header + table)
     print(f"written: {out}")
     return 0 if all(v["holds"] for v in verdicts) else 1
 

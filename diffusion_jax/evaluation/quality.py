@@ -149,6 +149,21 @@ class ImageQuality:
             "feature_checksum": self.classifier.checksum,
         }
 
+    def distances(self, images) -> dict[str, float]:
+        """The Frechet distances "frechet" and "texture" of `evaluate` alone: much cheaper.
+
+        Raises:
+          ValueError: wrong shapes, too few images, or values that are not finite.
+        """
+        clipped = np.clip(np.asarray(images, np.float32), *self.value_range)
+        outputs = self.classifier.outputs(clipped)
+        return {
+            "frechet": frechet.frechet_distance(
+                self.reference, frechet.moments(outputs["features"])
+            ),
+            "texture": frechet.frechet_distance(self._texture, frechet.moments(outputs["texture"])),
+        }
+
     def floor(self, images, labels=None) -> dict[str, Any]:
         """`evaluate` on held-out real images: the best a sampler can honestly reach.
 

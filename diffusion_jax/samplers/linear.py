@@ -260,6 +260,18 @@ def _combine(columns, coefficients, basis, like):
     return jax.tree.map(leaf_sum, like, *terms)
 
 
+def _add(value, coefficient, z):
+    """`value + coefficient * z` leaf by leaf; a coefficient of None is 1."""
+
+    def leaf(v, noise):
+        dtype = jnp.promote_types(v.dtype, jnp.float32)
+        noise = noise.astype(dtype)
+        term = noise if coefficient is None else jnp.asarray(coefficient, dtype) * noise
+        return (v.astype(dtype) + term).astype(v.dtype)
+
+    return jax.tree.map(leaf, value, z)
+
+
 def _same_shapes(value, x) -> bool:
     (a, tree), (b, whole) = jax.tree.flatten(value), jax.tree.flatten(x)
     return tree == whole and [jnp.shape(v) for v in a] == [jnp.shape(v) for v in b]
@@ -311,16 +323,19 @@ class LinearStep:
 
     structure: Structure
 
-    def _noise(self, rng, inputs, x):
-        if "z" in inputs:
-            return _given_noise(inputs["z"], x)
-        if self.structure.noise == "all":
-            return normal_per_example(rng(), x)
-        return jax.lax.cond(
-            inputs["draw"],
-            lambda: normal_per_example(rng(), x),
-            lambda: jax.tree.map(jnp.zeros_like, x),
-        )
+    def _add_noise(self, drawn, rng, inputs, x):
+        """`drawn` is (values, coefficients) of the outputs that draw: values + coefficients * z.
+
+        Where only some rows draw, the others pass their values on untouched.
+        """
+
+        def add(values):
+            z = _given_noise(inputs["z"], x) if "z" in inputs else normal_per_example(rng(), x)
+            return [_add(value, c, z) for value, c in zip(values, drawn[1], strict=True)]
+
+        if "z" in inputs or self.structure.noise == "all":
+            return add(drawn[0])
+        return jax.lax.cond(inputs["draw"], add, lambda values: values, drawn[0])
 
     def __call__(self, call: Callable, rng: Callable, state: LinearState, inputs):
         x = state.x
@@ -330,13 +345,11 @@ class LinearStep:
             raise ValueError(f"denoise returned {got} for x of {jax.tree.map(jnp.shape, x)}")
         basis = {"y": x, **state.registers, "src": state.source, "one": 1.0, "D": x0_hat}
         basis |= {f"h{k + 1}": entry for k, entry in enumerate(state.history)}
-        if self.structure.noise is not None:
-            basis["z"] = self._noise(rng, inputs, x)
         for _, columns in self.structure.rows:
             for name, _ in columns:
                 if name.endswith("-src") and name not in basis:
                     basis[name] = _subtract(basis[name[:-4]], state.source)
-        scalars, arrays, written, i, j = inputs["scalars"], inputs["arrays"], {}, 0, 0
+        scalars, arrays, written, noisy, i, j = inputs["scalars"], inputs["arrays"], {}, {}, 0, 0
         for output, columns in self.structure.rows:
             coefficients = []
             for _, kind in columns:
@@ -348,7 +361,14 @@ class LinearStep:
                 else:
                     coefficients.append(arrays[j])
                     j += 1
+            if columns and columns[-1][0] == "z":  # the last column where it occurs
+                noisy[output] = coefficients.pop()
+                columns = columns[:-1]
             written[output] = _combine(columns, coefficients, basis, x)
+        if noisy:
+            values = [written[output] for output in noisy]
+            values = self._add_noise((values, list(noisy.values())), rng, inputs, x)
+            written |= dict(zip(noisy, values, strict=True))
         pushed = (written["push"],) if self.structure.history else ()
         state = LinearState(
             x=written["y"],
