@@ -12,6 +12,7 @@ setup(
         "jax>=0.10.0",
         "flax>=0.12.0",
         "optax>=0.2.6",
+        "diffrax>=0.7.0",
         "orbax-checkpoint>=0.11.32",
         "chex>=0.1.91",
         "ml_collections>=1.1.0",

@@ -16,6 +16,7 @@ def train(
     ema: tuple[float, ...] = (0.9999,),
     every: int = 1000,
     augment: tuple[str, ...] = (),
+    init_from: str = "",
     **options: Any,
 ) -> dict[str, Any]:
     """The section `train`; `every` is the period of samples and checkpoints, `options` the optimiser's."""
@@ -41,6 +42,7 @@ def train(
         "parallel": {"mode": "jit", "distributed": False, "data": -1, "fsdp": 1, "model": 1},
         "progress": True,
         "tensorboard": True,
+        "init_from": init_from,
     }
 
 

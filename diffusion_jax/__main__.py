@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax`: train, sample, evaluate, inspect, list, doctor.
+"""`python -m diffusion_jax`: train, sample, evaluate, likelihood, statistics, inspect, list, doctor.
 
 Mistakes of the user end in one line on standard error and exit status 2; `--debug` shows the traceback.
 """
@@ -9,6 +9,7 @@ import json
 import logging
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ _EPILOG = """examples:
                                    --config.train.steps=200 --config.method.sampler=ddim
   python -m diffusion_jax sample   --workdir=runs/score --num=64 --sampler=dpmpp_2m --nfe=10 --out=grid.png
   python -m diffusion_jax evaluate --workdir=runs/score
+  python -m diffusion_jax likelihood --workdir=runs/score --num=100
+  python -m diffusion_jax statistics --workdir=runs/score
   python -m diffusion_jax inspect  --config=configs/digits/score.py
   python -m diffusion_jax list     samplers
   python -m diffusion_jax doctor
@@ -108,9 +111,9 @@ def _sampler(run, arguments):
     options = _pairs(arguments.option)
     if arguments.sampler is None and arguments.nfe is None and not options:
         return None
-    return run.method.build_sampler(
-        arguments.sampler or run.method.default_sampler.name, arguments.nfe, **options
-    )
+    from diffusion_jax.run import build_sampler
+
+    return build_sampler(run, arguments.sampler, arguments.nfe, **options)
 
 
 def command_train(arguments, rest) -> int:
@@ -223,6 +226,90 @@ def command_evaluate(arguments, rest) -> int:
     if result["likelihood"]:
         print(", ".join(f"{k} {v:.4g}" for k, v in result["likelihood"].items()))
     print(f"written: {workdir / 'evaluation.json'}")
+    return 0
+
+
+def command_likelihood(arguments, rest) -> int:
+    _refuse(rest)
+    workdir = _need_workdir(arguments.workdir)
+    out = None if arguments.out is None else pathlib.Path(arguments.out)
+    if out is not None and out.suffix != ".npz":
+        raise UsageError(f"--out must end in .npz, got {arguments.out!r}")
+    from diffusion_jax.samplers.probability_flow import SOLVERS
+
+    if arguments.sampler is not None:
+        raise UsageError(
+            f"--sampler={arguments.sampler!r} has no likelihood: samplers take fixed steps, or draw noise."
+            " The likelihood is that of the probability-flow ODE; choose its --solver:"
+            f" {', '.join(sorted(SOLVERS))}"
+        )
+    import jax
+    import numpy as np
+
+    from diffusion_jax import __version__, evaluation
+    from diffusion_jax import run as runs
+
+    run = runs.open_run(workdir, arguments.weights, arguments.step)
+    options = {name: getattr(arguments, name) for name in _LIKELIHOOD}
+    found, report = evaluation.score_run(
+        run, jax.random.key(arguments.seed), num=arguments.num, progress=True, **options
+    )
+    report |= {"seed": arguments.seed, "step": run.step, "weights": run.weights}
+    report |= {"checksum": runs.checksum(run.params), "version": __version__}
+    evaluation.write_json(workdir / "likelihood.json", report, nonfinite="null")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out, latents=found.latents, log_p=found.log_p)
+    print(
+        f"{found.bits_per_dim:.4f} bits per dimension, standard error {found.standard_error:.4f}:"
+        f" {report['num']} held-out examples of {report['levels']} levels"
+    )
+    if arguments.draws > 1:
+        print(f"{found.importance_bits:.4f} with {arguments.draws} draws importance-weighted")
+    print(
+        f"{found.nfe} network calls ({found.nfe_mean:.1f} an example), round trip within"
+        f" {found.round_trip:.1e}"
+    )
+    print(f"written: {workdir / 'likelihood.json'}{'' if out is None else f', {out}'}")
+    return 0
+
+
+_LIKELIHOOD = (
+    "divergence",
+    "probes",
+    "noise",
+    "dequantisation",
+    "draws",
+    "levels",
+    "batch_size",
+    "solver",
+    "rtol",
+    "atol",
+    "max_steps",
+)
+
+
+def command_statistics(arguments, rest) -> int:
+    _refuse(rest)
+    workdir = _need_workdir(arguments.workdir)
+    out = workdir / "statistics.npz" if arguments.out is None else pathlib.Path(arguments.out)
+    if out.suffix != ".npz":
+        raise UsageError(f"--out must end in .npz, got {arguments.out!r}")
+    from diffusion_jax import run as runs
+
+    begin = time.perf_counter()
+    run = runs.open_run(workdir, arguments.weights, arguments.step)
+    names = ("num", "intervals", "seed", "batch_size", "probes", "t_start", "t_end")
+    options = {name: getattr(arguments, name) for name in names}
+    statistics = runs.measure_statistics(run, progress=True, **options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    statistics.save(out)
+    lam, l, s = statistics.lam, statistics.l, statistics.s
+    print(
+        f"{statistics.num} examples, lam {lam[0]:.2f} to {lam[-1]:.2f} in {statistics.intervals} "
+        f"intervals: mean l {l[0].mean():.4f} to {l[-1].mean():.4f}, mean s {s[0].mean():.3f} to "
+        f"{s[-1].mean():.3f}; {time.perf_counter() - begin:.0f} s: {out}"
+    )
     return 0
 
 
@@ -364,6 +451,53 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, help="run folder")
     evaluate.add_argument("--num", type=int, help="samples (default: as many as held-out examples)")
     add_sampling(evaluate)
+    likelihood = add(
+        "likelihood",
+        command_likelihood,
+        "bits per dimension of held-out images by the probability-flow ODE",
+    )
+    likelihood.add_argument("--workdir", required=True, help="run folder")
+    likelihood.add_argument("--num", type=int, help="held-out examples (default: all)")
+    likelihood.add_argument("--divergence", default="hutchinson", help="hutchinson or exact")
+    likelihood.add_argument("--probes", type=int, default=1, help="of hutchinson, an example")
+    likelihood.add_argument("--noise", default="rademacher", help="probes: rademacher or gaussian")
+    likelihood.add_argument(
+        "--dequantisation", default="centred", help="centred, tiled (arXiv 2011.13456) or none"
+    )
+    likelihood.add_argument("--draws", type=int, default=1, help="dequantisations an example")
+    likelihood.add_argument("--levels", type=int, help="grey levels (default: found in the data)")
+    likelihood.add_argument("--solver", default="dopri5", help="adaptive ODE solver")
+    likelihood.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance")
+    likelihood.add_argument("--atol", type=float, default=1e-5, help="absolute tolerance")
+    likelihood.add_argument("--max_steps", type=int, default=4096, help="steps tried at most")
+    likelihood.add_argument("--seed", type=int, default=0, help="of noise and probes")
+    likelihood.add_argument("--batch_size", type=int, default=100, help="examples at a time")
+    likelihood.add_argument("--out", help="file .npz for latents and log densities")
+    likelihood.add_argument("--sampler", help=argparse.SUPPRESS)
+    likelihood.add_argument(
+        "--weights", help='"params" or "ema_<decay>" (default: the first average)'
+    )
+    likelihood.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    statistics = add(
+        "statistics",
+        command_statistics,
+        "measure the statistics of a run's model that --sampler=dpm_solver_v3 needs",
+    )
+    statistics.add_argument("--workdir", required=True, help="run folder")
+    statistics.add_argument(
+        "--num", type=int, default=512, help="training examples (default 512; papers: to 4096)"
+    )
+    statistics.add_argument("--intervals", type=int, default=120, help="of lam (default 120)")
+    statistics.add_argument("--seed", type=int, default=0, help="of examples, noise and probes")
+    statistics.add_argument("--batch_size", type=int, default=64, help="examples at a time")
+    statistics.add_argument("--probes", type=int, default=1, help="random vectors an example")
+    statistics.add_argument("--t_start", type=float, help="first time (default: the samplers')")
+    statistics.add_argument("--t_end", type=float, help="last time (default: the samplers')")
+    statistics.add_argument("--out", help="file .npz (default: statistics.npz in the run folder)")
+    statistics.add_argument(
+        "--weights", help='"params" or "ema_<decay>" (default: the first average)'
+    )
+    statistics.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     add("inspect", command_inspect, f"resolved config, shapes, cost; trains nothing. {configured}")
     lists = add("list", command_list, "names that configs and command lines take")
     lists.add_argument("what", nargs="?", help=f"one of {', '.join([*_LISTS, 'papers'])}")

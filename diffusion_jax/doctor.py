@@ -9,6 +9,7 @@ _NEEDED = (
     "jaxlib",
     "flax",
     "optax",
+    "diffrax",
     "orbax-checkpoint",
     "chex",
     "ml_collections",

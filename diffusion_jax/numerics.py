@@ -109,3 +109,49 @@ def check_times(process: Any) -> None:
         raise ValueError(
             f"{type(process).__name__}: need 0 <= t_min < t_max <= 1, got t_min = {low}, t_max = {high}"
         )
+
+
+class _Same:
+    """Makes any object a dictionary key: by value where it hashes, by identity where not."""
+
+    def __init__(self, value):
+        self.value = value
+        try:
+            self.hash = hash(value)
+        except TypeError:
+            self.hash = None
+
+    def __hash__(self):
+        return id(self.value) if self.hash is None else self.hash
+
+    def __eq__(self, other):
+        if self.value is other.value:
+            return True
+        return None not in (self.hash, other.hash) and bool(self.value == other.value)
+
+
+def _node_types(treedef):
+    """Types of the nodes, root first: JAX compares dataclasses of equal fields as equal structures."""
+    node = treedef.node_data()
+    return (node and node[0], *(_node_types(child) for child in treedef.children()))
+
+
+def split_traced(tree: Any) -> tuple[list, Any]:
+    """A pytree as arguments of `jit`: `(arrays, static)`.
+
+    `arrays` holds its arrays and floats (None elsewhere), to be traced; `static` everything else and
+    the structure, hashable.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    traced = [isinstance(v, jax.Array | np.ndarray | np.generic | float) for v in leaves]
+    arrays = [v if is_array else None for v, is_array in zip(leaves, traced)]
+    static = (treedef, _node_types(treedef), tuple(None if is_array else _Same(v) for v, is_array in zip(leaves, traced)))
+    return arrays, static
+
+
+def join_traced(arrays: Any, static: Any) -> Any:
+    """The pytree that `split_traced` took apart."""
+    treedef, _, others = static
+    return treedef.unflatten(
+        [a if o is None else o.value for a, o in zip(arrays, others, strict=True)]
+    )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.numerics import expand, pytree_dataclass, static
+from diffusion_jax.numerics import expand, namespace, pytree_dataclass, static
 
 
 def _solve(covariance, x):
@@ -211,3 +211,30 @@ def token_table(probs) -> TokenTable:
     if probs.min() < 0 or not np.isclose(probs.sum(), 1.0):
         raise ValueError(f"the table must be a probability: min {probs.min()}, sum {probs.sum()}")
     return TokenTable(probs, vocab_size=probs.shape[0], length=probs.ndim)
+
+
+@pytree_dataclass
+class SequenceList:
+    """A finite list of sequences under a Bayesian flow: exact class probabilities for logits z.
+
+    `p(sequence | z)` is proportional to `p(sequence) exp(sum over positions of z at its token)`, whatever
+    the time (arXiv 2308.07037: every position's flow is Gaussian with one covariance for all classes).
+
+    Args:
+      sequences: int `[M, L]`, tokens in 0..K-1.
+      probs: `[M]`, positive, summing to 1.
+      vocab_size: K.
+    """
+
+    sequences: Any
+    probs: Any
+    vocab_size: int = static()
+
+    def __call__(self, z, t):
+        """E[one-hot x0 | z], `[B, L, K]`; z NumPy or JAX."""
+        xp = namespace(z, self.sequences, self.probs)
+        one_hot = xp.eye(self.vocab_size, dtype=z.dtype)[xp.asarray(self.sequences)]
+        logits = xp.log(xp.asarray(self.probs)) + xp.einsum("mlk,blk->bm", one_hot, z)
+        weights = xp.exp(logits - logits.max(axis=1, keepdims=True))
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        return xp.einsum("bm,mlk->blk", weights, one_hot)

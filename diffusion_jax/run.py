@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from diffusion_jax import builder
+from diffusion_jax import builder, registry
 from diffusion_jax.data.pipeline import Pipeline
 from diffusion_jax.data.source import DataSpec, Source
 from diffusion_jax.evaluation.grids import (
@@ -25,6 +25,8 @@ from diffusion_jax.evaluation.grids import (
     tokens_to_images,
     trajectory_strip,
 )
+from diffusion_jax.processes import GaussianProcess
+from diffusion_jax.samplers import ModelStatistics, model_statistics
 from diffusion_jax.training import (
     Checkpoints,
     TrainConfig,
@@ -37,6 +39,7 @@ from diffusion_jax.training import (
 from diffusion_jax.training.parallel import initialize_distributed, make_layout
 from diffusion_jax.training.state import ema_name
 
+STATISTICS = "statistics.npz"
 _SPEC = "spec.json"
 _PREVIEW = 40  # samples in the grids drawn while training
 
@@ -183,6 +186,94 @@ def checksum(params: Any) -> str:
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:12]
+
+
+def build_sampler(run: Run, name: str | None = None, nfe: int | None = None, **options: Any):
+    """A sampler by name on a run's process; default the name of the run's own.
+
+    One that needs statistics of the model takes those in the run folder (`STATISTICS`), unless they are
+    among the options.
+
+    Raises:
+      ValueError: as `samplers.build_sampler`; statistics that are missing, damaged, or of another process,
+        data shape or checkpoint. The message holds the command that makes them.
+    """
+    name = name or run.method.default_sampler.name
+    known = name in registry.names("sampler")
+    if known and registry.entry("sampler", name).meta.get("needs") == "statistics":
+        if "statistics" not in options:
+            options["statistics"] = read_statistics(run)
+    return run.method.build_sampler(name, nfe, **options)
+
+
+def read_statistics(run: Run) -> ModelStatistics:
+    """The model statistics in a run folder, checked against the run. Raises ValueError."""
+    path = run.workdir / STATISTICS
+    remedy = f"make them with: python -m diffusion_jax statistics --workdir={run.workdir}"
+    if not path.is_file():
+        raise ValueError(
+            f"the sampler needs statistics of the model, and {path} does not exist; {remedy}"
+        )
+    remedy += f" --weights={run.weights} --step={run.step}"
+    try:
+        statistics = ModelStatistics.load(path)
+        statistics.check(run.method.process, run.spec.shape)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
+    if statistics.checksum != checksum(run.params):
+        raise ValueError(
+            f"{path} is of parameters {statistics.checksum}, not of {run.weights} at step {run.step} "
+            f"({checksum(run.params)}); {remedy}"
+        )
+    return statistics
+
+
+def measure_statistics(
+    run: Run,
+    *,
+    num: int = 512,
+    intervals: int = 120,
+    seed: int = 0,
+    batch_size: int = 64,
+    probes: int = 1,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    progress: bool = False,
+) -> ModelStatistics:
+    """`samplers.model_statistics` of a run on its training data, labels with their images.
+
+    The denoiser is the one that samples, with the guidance and the clipping of the config. Beyond its
+    size the data set is gone through again, with other noise.
+
+    Raises:
+      ValueError: not a model of a Gaussian process, or a number out of range.
+    """
+    if num < 2:
+        raise ValueError(f"num must be at least 2, got {num}")
+    if not isinstance(run.method.process, GaussianProcess):
+        kind = type(run.method.process).__name__
+        raise ValueError(f"statistics are of models of a Gaussian process; the run's is {kind}")
+    source = run.source("train")
+    rows = np.resize(np.random.default_rng(seed).permutation(len(source)), num)
+    data = source.take(rows) | {"index": np.arange(num, dtype=np.int32)}
+    x0 = data.pop(run.spec.kind)
+    with tqdm.tqdm(
+        total=num, disable=None if progress else True, desc="statistics", unit="example"
+    ) as bar:
+        return model_statistics(
+            run.method.process,
+            lambda batch: run.method.denoiser(run.params, batch),
+            jax.random.key(seed),
+            x0,
+            conditions=data,
+            intervals=intervals,
+            t_start=t_start,
+            t_end=t_end,
+            batch_size=batch_size,
+            probes=probes,
+            checksum=checksum(run.params),
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
 
 
 def first_conditions(source: Source, num: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,27 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax import registry
 from diffusion_jax.numerics import namespace, pytree_dataclass
+from diffusion_jax.samplers import ModelStatistics
+
+# Arguments without which a registered sampler cannot be built, or not with the few steps of a test.
+_REQUIRED = {
+    "predictor_corrector": lambda process: {"discretization": "chain"},
+    "reverse_diffusion": lambda process: {"discretization": "chain"},
+    "dpm_solver_v3": lambda process: {"statistics": ModelStatistics.data_prediction(process)},
+}
+
+
+def table_names(family):
+    """Registered samplers of a family that are tables; the others say `table=False`."""
+    names = registry.names("sampler", family=family)
+    return [n for n in names if registry.entry("sampler", n).meta.get("table", True)]
+
+
+def required(name, process):
+    """Arguments that the registered sampler `name` needs on a process."""
+    return _REQUIRED[name](process) if name in _REQUIRED else {}
 
 
 def mixture_mean(x, point, weights, means, covariances):

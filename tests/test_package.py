@@ -89,8 +89,20 @@ def test_third_party_imports_stay_where_they_belong(path):
         "sklearn": {"data"},
         "torch": {"interop"},
         "matplotlib": {"evaluation"},
+        "diffrax": {"samplers"},
+        "equinox": {"samplers"},
     }
-    lazy = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "PIL", "torch"}
+    lazy = {
+        "diffrax",
+        "equinox",
+        "tensorflow_datasets",
+        "grain",
+        "array_record",
+        "sklearn",
+        "matplotlib",
+        "PIL",
+        "torch",
+    }
     for module, _, top in imports(path):
         package = module.split(".")[0]
         if package in allowed:
@@ -99,6 +111,7 @@ def test_third_party_imports_stay_where_they_belong(path):
             assert not top, f"{path} imports {package} at module level"
         if part in CORE:
             known = {"jax", "numpy", "diffusion_jax"} | sys.stdlib_module_names
+            known |= {"diffrax", "equinox"} if part == "samplers" else set()
             assert package in known, (
                 f"{path}: core modules import jax and numpy only, not {package}"
             )

@@ -13,11 +13,9 @@ texture as a whole to mean variance 1), so distances do not depend on the scale 
 They do depend on the weights: distances compare only under one checksum. The same key, data and
 machine give the same bits; another machine may round differently and then has another checksum.
 
-Convolutions are written as matrix products of shifted slices: XLA's CPU convolutions inside a scan
-run more than ten times slower than these.
+The network itself is in `objectives.features`, where losses can look through it too.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -25,7 +23,6 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +30,18 @@ import numpy as np
 import optax
 
 from diffusion_jax.evaluation.files import write_atomically
+from diffusion_jax.objectives.features import (
+    FORMAT,
+    Params,
+    apply,
+    digest,
+    flatten,
+    layers,
+    read,
+    read_out,
+    strides,
+)
 
-Params = dict[str, dict[str, jax.Array]]
-
-_FORMAT = 1
 _CHUNK = 256
 _LABEL_SMOOTHING = 0.05
 _WEIGHT_DECAY = 1e-3
@@ -66,32 +71,9 @@ class Settings:
             raise ValueError(f"sizes must be positive and channels a pair, got {self}")
 
 
-def _affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    # Full precision: accelerators round the factors otherwise, and the distances move with it.
-    y = jnp.dot(x, layer["kernel"], precision=jax.lax.Precision.HIGHEST)
-    return y + layer["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-def _convolve(layer: dict[str, jax.Array], x: jax.Array, stride: int) -> jax.Array:
-    """3x3 convolution with zero padding, [B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), O]."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    slices = [
-        padded[:, i : i + height : stride, j : j + width : stride]
-        for i in range(3)
-        for j in range(3)
-    ]
-    return _affine(layer, jnp.concatenate(slices, axis=-1))
-
-
-def _strides(height: int, width: int) -> tuple[int, int]:
-    # Larger images are halved twice, so the hidden layer's weights stay of moderate size.
-    return (1, 2) if min(height, width) < 16 else (2, 2)
-
-
 def _init(key: jax.Array, shape: tuple[int, int, int], classes: int, settings: Settings) -> Params:
     height, width, colours = shape
-    shrink = math.prod(_strides(height, width))
+    shrink = math.prod(strides(height, width))
     first, second = settings.channels
     cells = -(-height // shrink) * -(-width // shrink)
     sizes = {
@@ -109,38 +91,6 @@ def _init(key: jax.Array, shape: tuple[int, int, int], classes: int, settings: S
     }
 
 
-def _layers(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(texture, hidden), unscaled."""
-    stride1, stride2 = _strides(*x.shape[1:3])
-    first = _convolve(params["conv1"], x, stride1)
-    texture = jnp.sqrt(jnp.mean(jnp.square(first), axis=(1, 2)) + 1e-12)
-    second = jax.nn.gelu(_convolve(params["conv2"], jax.nn.gelu(first), stride2))
-    return texture, _affine(params["hidden"], second.reshape(len(x), -1))
-
-
-def _read_out(params: Params, hidden: jax.Array) -> jax.Array:
-    return _affine(params["head"], jax.nn.gelu(hidden))
-
-
-def apply(params: Params, x: jax.Array) -> dict[str, jax.Array]:
-    """The network as a pure function, for `jit`, `grad` and `vmap`.
-
-    Args:
-      params: of a `Classifier`.
-      x: float32 [B, H, W, C], the shape and range it was trained on.
-
-    Returns:
-      {"features": [B, F], "texture": [B, T], "logits": [B, K]}, float32.
-    """
-    texture, hidden = _layers(params, x)
-    scale = params["scale"]
-    return {
-        "features": (hidden - scale["hidden_mean"][None]) / scale["hidden_std"][None],
-        "texture": (texture - scale["texture_mean"][None]) / scale["texture_std"],
-        "logits": _read_out(params, hidden),
-    }
-
-
 @partial(jax.jit, static_argnames=("classes", "settings"))
 def _train(images, labels, key, *, classes: int, settings: Settings) -> Params:
     count = len(images)
@@ -155,7 +105,7 @@ def _train(images, labels, key, *, classes: int, settings: Settings) -> Params:
     order = shuffle(jax.random.split(order_key, epochs)).reshape(-1, batch)[: settings.steps]
 
     def loss(params, x, y):
-        logits = _read_out(params, _layers(params, x)[1])
+        logits = read_out(params, layers(params, x)[1])
         targets = optax.smooth_labels(
             jax.nn.one_hot(y, classes, dtype=jnp.float32), _LABEL_SMOOTHING
         )
@@ -212,22 +162,6 @@ def check_labels(labels, count: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _flatten(params: Params) -> dict[str, np.ndarray]:
-    return {
-        f"{group}/{name}": np.asarray(value)
-        for group, members in sorted(params.items())
-        for name, value in sorted(members.items())
-    }
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    sha = hashlib.sha256()
-    for name, value in sorted(arrays.items()):
-        sha.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
-        sha.update(np.ascontiguousarray(value).tobytes())
-    return sha.hexdigest()[:16]
-
-
 @dataclass(frozen=True, eq=False)
 class Classifier:
     """A trained network; methods take any number of images and return NumPy arrays.
@@ -246,7 +180,7 @@ class Classifier:
     @property
     def checksum(self) -> str:
         """16 hexadecimal digits of the parameters' SHA-256; names the feature space."""
-        return _digest(_flatten(self.params))
+        return digest(flatten(self.params))
 
     @property
     def classes(self) -> int:
@@ -288,13 +222,13 @@ class Classifier:
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the parameters and their checksum as .npz, without pickle, atomically."""
         meta = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "shape": self.shape,
             "recipe": self.recipe,
             "checksum": self.checksum,
         }
         buffer = io.BytesIO()
-        np.savez(buffer, __meta__=np.array(json.dumps(meta)), **_flatten(self.params))
+        np.savez(buffer, __meta__=np.array(json.dumps(meta)), **flatten(self.params))
         return write_atomically(path, buffer.getvalue())
 
     @classmethod
@@ -305,23 +239,7 @@ class Classifier:
           FileNotFoundError: no such file.
           ValueError: not such a file, another format, or contents that miss their checksum.
         """
-        path = Path(path)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            meta: dict[str, Any] = json.loads(str(arrays.pop("__meta__")))
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} is not a saved classifier: {error}") from error
-        if meta.get("format") != _FORMAT:
-            raise ValueError(f"{path} has format {meta.get('format')}, this code reads {_FORMAT}")
-        if _digest(arrays) != meta["checksum"]:
-            raise ValueError(f"{path} is damaged: its contents miss the checksum; delete the file")
-        params: Params = {}
-        for name, value in arrays.items():
-            group, leaf = name.split("/")
-            params.setdefault(group, {})[leaf] = jnp.asarray(value)
+        params, meta = read(path)
         return cls(params, tuple(meta["shape"]), meta["recipe"])
 
 
@@ -330,9 +248,9 @@ def _recipe(images, labels, key, classes: int, settings: Settings) -> str:
         "images": images,
         "labels": labels,
         "key": np.asarray(jax.random.key_data(key)),
-        f"{_FORMAT} {jax.random.key_impl(key)} {classes} {settings}": np.zeros(0),
+        f"{FORMAT} {jax.random.key_impl(key)} {classes} {settings}": np.zeros(0),
     }
-    return _digest(arrays)
+    return digest(arrays)
 
 
 def _prepare(images, labels, key, classes: int | None):

@@ -4,23 +4,27 @@
   d = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
 Unlike the Frechet distance its expectation does not depend on the number of samples, and is exactly
-0 for two sets of one distribution: an estimate may be negative, and that is no error.
+0 for two sets of one distribution: an estimate may be negative, and that is no error. The kernels, and
+the same estimate as a loss, are those of `objectives.mmd`.
 """
 
 import numpy as np
 
 from diffusion_jax.evaluation.frechet import check_features
+from diffusion_jax.objectives.mmd import Kernel, diagonal, gram, polynomial
 
 _ROWS = 1024
 
 
-def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
-    blocks = (x[start : start + _ROWS] @ y.T for start in range(0, len(x), _ROWS))
-    return float(sum(((block / x.shape[1] + 1.0) ** 3).sum() for block in blocks))
+def _kernel_sum(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> float:
+    starts = range(0, len(x), _ROWS)
+    return float(sum(gram(kernel, x[start : start + _ROWS], y).sum() for start in starts))
 
 
-def _diagonal_sum(x: np.ndarray) -> float:
-    return float((((x * x).sum(axis=1) / x.shape[1] + 1.0) ** 3).sum())
+def _within(kernel: Kernel, x: np.ndarray) -> float:
+    """Mean of the kernel over the pairs of two different vectors of a set."""
+    n = len(x)
+    return (_kernel_sum(kernel, x, x) - float(diagonal(kernel, x).sum())) / (n * (n - 1))
 
 
 def _check_pair(real, fake) -> tuple[np.ndarray, np.ndarray]:
@@ -32,19 +36,25 @@ def _check_pair(real, fake) -> tuple[np.ndarray, np.ndarray]:
     return real, fake
 
 
-def kernel_distance(real, fake) -> float:
+def kernel_distance(real, fake, *, kernel: Kernel | None = None) -> float:
     """Unbiased squared maximum mean discrepancy between features [N, D] and [M, D], in float64.
 
     Cost O(N M D); memory 1,024 rows of the kernel matrix.
+
+    Args:
+      real, fake: [N, D] and [M, D].
+      kernel: one of `objectives.mmd`; default the cubic one.
 
     Raises:
       ValueError: dimensions differ, fewer than two vectors, or values that are not finite.
     """
     real, fake = _check_pair(real, fake)
-    n, m = len(real), len(fake)
-    within_real = (_kernel_sum(real, real) - _diagonal_sum(real)) / (n * (n - 1))
-    within_fake = (_kernel_sum(fake, fake) - _diagonal_sum(fake)) / (m * (m - 1))
-    return within_real + within_fake - 2.0 * _kernel_sum(real, fake) / (n * m)
+    kernel = polynomial() if kernel is None else kernel
+    if kernel.translation_invariant:
+        centre = real.mean(axis=0)
+        real, fake = real - centre, fake - centre
+    across = _kernel_sum(kernel, real, fake) / (len(real) * len(fake))
+    return _within(kernel, real) + _within(kernel, fake) - 2.0 * across
 
 
 def kernel_distance_subsets(

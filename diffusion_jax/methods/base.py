@@ -41,13 +41,18 @@ class Method(NamedTuple):
         `batch`. Randomness is folded per example with `batch["index"]`, the position in the global
         batch, so every sharding of a batch gives the same loss.
       denoiser: `(params, batch, train=False, key=None) -> denoise`: the callable that samplers and
-        objectives take, with the conditions of `batch` closed over.
+        objectives take, with the conditions of `batch` closed over. Where x0_hat is clipped for
+        sampling, `raw=True` leaves that out: for what differentiates through it (likelihoods).
       sample: `(params, key, batch, sampler=None, **options) -> samples`, one for each row of `batch`
         (which holds the conditions and `index`), through `default_sampler` unless another is given;
         options are those of `samplers.sample`.
       default_sampler: the sampler used when none is named.
       build_sampler: `(name, nfe=None, **options) -> Sampler` on this method's process.
       process: the forward process.
+      bound: `(params, key, batch) -> [B]`: an unbiased estimate of an upper bound on -log p(x) in
+        nats, or None where the family has none.
+      init_state: `(key, params, batch) -> pytree`, the method's own state before the first step (a
+        teacher, a feature extractor), which losses find in `context.state`; None: it has none.
     """
 
     init: Callable[..., Any]
@@ -57,6 +62,8 @@ class Method(NamedTuple):
     default_sampler: Any
     build_sampler: Callable[..., Any]
     process: Any
+    bound: Callable[..., jax.Array] | None = None
+    init_state: Callable[..., Any] | None = None
 
 
 # Streams of a loss's key: what is drawn for the objective, for dropout, for dropped labels.

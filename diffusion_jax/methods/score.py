@@ -43,7 +43,8 @@ def score(
       sigma_data: standard deviation of the data ("edm" parameterization and weighting).
       label_dropout: chance of the null label in training, for guidance.
       guidance: classifier-free guidance weight in sampling; other than 1 doubles the network calls.
-      clip: clip x0_hat to [-1, 1] in sampling (images).
+      clip: clip x0_hat to [-1, 1] in sampling (images); `denoiser(..., raw=True)` does not, for what
+        needs derivatives (likelihood) or the law of the network's own output.
       sampler, nfe, sampler_options: the default sampler.
     Raises:
       ValueError: another kind of process, and unknown names.
@@ -78,12 +79,12 @@ def score(
         )
         return losses.mean(), {"x0_mse": aux["x0_error"].mean()}
 
-    def denoiser(params, batch, train=False, key=None):
+    def denoiser(params, batch, train=False, key=None, raw=False):
         denoise = plain(params, batch, train, key)
         if guidance != 1.0:
             unconditional = plain(params, net.unconditional(batch), train, key)
             denoise = transforms.guide(denoise, unconditional, guidance)
-        return transforms.clip(denoise) if clip else denoise
+        return transforms.clip(denoise) if clip and not raw else denoise
 
     def start(key, batch):
         index = batch["index"]

@@ -3,7 +3,10 @@
 (1) time features     [cos(w_i s t), sin(w_i s t)], w_i = p^(-i/n), i < n   1706.03762, 2006.11239
 (2) FiLM              y = x (1 + scale) + shift                             1709.07871
 (3) rotary positions  <R_m q, R_n k> depends on m - n only                  2104.09864
+(4) value features    [sin(2^n 2 pi x), cos(2^n 2 pi x)]                    2107.00630
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +39,25 @@ def time_features(
     frequencies = scale * max_period ** (-np.arange(half) / half)
     angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def value_features(x: jax.Array, exponents: Sequence[int]) -> jax.Array:
+    """The values of an image with sines and cosines (4) of them, which tell levels apart.
+
+    Data with even steps of 2 / L between levels wants exponents about log2(L) - 1 and - 2.
+
+    Args:
+      x: float [..., C]; the features are computed in float32.
+      exponents: n of each frequency 2^n.
+
+    Returns:
+      [..., C (1 + 2 len(exponents))] in the dtype of `x`, x first.
+    """
+    if not exponents:
+        return x
+    angles = [2.0 * np.pi * 2.0**n * x.astype(jnp.float32) for n in exponents]
+    waves = [f(a).astype(x.dtype) for a in angles for f in (jnp.sin, jnp.cos)]
+    return jnp.concatenate([x, *waves], axis=-1)
 
 
 def sincos_positions(height: int, width: int, features: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Forward processes: how data is destroyed. Schedules, conversions between predictions, preconditioning."""
 
 from diffusion_jax.processes import preconditioning
+from diffusion_jax.processes.bayesian_flow import ContinuousBFN, DiscreteBFN
 from diffusion_jax.processes.bridge import (
     I2SB,
     BridgeProcess,
@@ -41,9 +42,11 @@ __all__ = [
     "Absorbing",
     "BridgeProcess",
     "BrownianBridge",
+    "ContinuousBFN",
     "Cosine",
     "CosineAlphaSchedule",
     "CosineSchedule",
+    "DiscreteBFN",
     "DiscreteProcess",
     "DiscreteVP",
     "GaussianProcess",

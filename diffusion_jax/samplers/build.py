@@ -2,14 +2,19 @@
 
 from typing import Any
 
-from diffusion_jax.processes import BridgeProcess, DiscreteProcess, GaussianProcess
+from diffusion_jax.processes import BridgeProcess, DiscreteBFN, DiscreteProcess, GaussianProcess
 from diffusion_jax.registry import closest, entry, names
 from diffusion_jax.samplers.scan import Sampler
 
 
 def family_of(process: Any) -> str:
-    """ "gaussian", "bridge" or "discrete". Raises ValueError for anything else."""
-    families = {GaussianProcess: "gaussian", BridgeProcess: "bridge", DiscreteProcess: "discrete"}
+    """ "gaussian", "bridge", "discrete" or "bayesian_flow". Raises ValueError for anything else."""
+    families = {
+        GaussianProcess: "gaussian",
+        BridgeProcess: "bridge",
+        DiscreteProcess: "discrete",
+        DiscreteBFN: "bayesian_flow",
+    }
     for kind, family in families.items():
         if isinstance(process, kind):
             return family
@@ -18,7 +23,32 @@ def family_of(process: Any) -> str:
 
 def steps_for(calls: str, nfe: int) -> int:
     """The most steps that spend at most `nfe` network calls; `calls` says what n steps cost."""
-    return {"n": nfe, "2n": nfe // 2, "2n-1": (nfe + 1) // 2, "3n-1": (nfe + 1) // 3}[calls]
+    return {
+        "n": nfe,
+        "n+1": nfe - 1,
+        "2n": nfe // 2,
+        "2n-1": (nfe + 1) // 2,
+        "3n": nfe // 3,
+        "3n-1": (nfe + 1) // 3,
+        "4n": nfe // 4,
+    }[calls]
+
+
+def _spend(build, process, options, sampler, nfe) -> Sampler:
+    """The sampler with the most steps that make at most `nfe` calls.
+
+    What `calls` declares is a guess: Heun without a last step into sigma = 0 makes one call more, an
+    option may halve the calls of a step.
+    """
+    steps = options["num_steps"]
+    while sampler.nfe > nfe and steps > 1:
+        steps -= 1
+        sampler = build(process, **{**options, "num_steps": steps})
+    for more in range(steps * nfe // sampler.nfe + 1, steps, -1):
+        fuller = build(process, **{**options, "num_steps": more})
+        if fuller.nfe <= nfe:
+            return fuller
+    return sampler
 
 
 def build_sampler(process: Any, name: str, nfe: int | None = None, **options: Any) -> Sampler:
@@ -55,12 +85,8 @@ def build_sampler(process: Any, name: str, nfe: int | None = None, **options: An
             )
     try:
         sampler = found.build(process, **options)
-        # n steps may cost one more than declared (Heun without a last step into sigma = 0)
-        while (
-            nfe is not None and calls != "length" and sampler.nfe > nfe and options["num_steps"] > 1
-        ):
-            options["num_steps"] -= 1
-            sampler = found.build(process, **options)
+        if nfe is not None and calls != "length":
+            sampler = _spend(found.build, process, options, sampler, nfe)
     except TypeError as error:
         raise ValueError(f"sampler {name!r}: {error}") from error
     return sampler

@@ -13,6 +13,7 @@ derivative it stands for, and its order is 2; `exact_d2=True` doubles it, and th
 import numpy as np
 
 from diffusion_jax.registry import register
+from diffusion_jax.samplers.first_order import blended
 from diffusion_jax.samplers.gaussian_path import GaussianPath, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
@@ -48,12 +49,14 @@ def _first_order(x, here, there):
     return k * x + (there["alpha"] - k * here["alpha"]) * D
 
 
-def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero):
-    rows, lam = Rows(), p.lam
+def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero, blend):
+    rows, lam, registers = Rows(), p.lam, {}
     for i, k in enumerate(step_orders(p, order, lower_order_final)):
         m = [_prediction(prediction, p.alpha[i], p.sigma[i]), H(1), H(2)]
+        shift, registers = blended(p, i, blend)
         if k == 1:
-            rows.add(p.point(i), _first_order(Y, p.point(i), p.point(i + 1)), push=m[0])
+            y = _first_order(Y, p.point(i), p.point(i + 1)) + shift
+            rows.add(p.point(i), y, push=m[0], **registers)
             continue
         g, L, K = _coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
         h = lam[i + 1] - lam[i]
@@ -69,9 +72,9 @@ def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_
             d2 = (2.0 if exact_d2 else 1.0) * (da - db) / (r0 + r1)
             p2 = e1 / h - g
             y = y - g * K * p2 * d1 - K * (p2 / h - 0.5) * d2
-        rows.add(p.point(i), y, push=m[0])
+        rows.add(p.point(i), y + shift, push=m[0], **registers)
     if denoise_to_zero:
-        rows.add(p.point(p.steps), D)
+        rows.add(p.point(p.steps), D, **registers)
     return rows
 
 
@@ -161,6 +164,7 @@ def dpm_solver(
     t_start=None,
     t_end=None,
     denoise_to_zero: bool = False,
+    blend=None,
 ) -> Sampler:
     """DPM-Solver (prediction "eps") and DPM-Solver++ (prediction "x0"), orders 1 to 3.
 
@@ -177,6 +181,7 @@ def dpm_solver(
       exact_d2: multistep order 3: the true third-order formula instead of the released one.
       grid, t_start, t_end: see `time_grids.build_times`; single steps take a name or a callable.
       denoise_to_zero: multistep: one more call at the last time, whose x0_hat is returned.
+      blend: multistep: changes the first-order prediction, see `dualfast`.
     Equivalences: order 1 is DDIM.
     Raises:
       ValueError: an option outside the values above, or a bad grid.
@@ -190,12 +195,14 @@ def dpm_solver(
     )
     if variant == "multistep":
         p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)
-        rows = _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero)
-        reached = 2 if order == 3 and not exact_d2 else order
+        rows = _multistep(
+            p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero, blend
+        )
+        reached = None if blend else 2 if order == 3 and not exact_d2 else order
         name += "_exact" if exact_d2 and order == 3 else ""
     else:
-        if denoise_to_zero or exact_d2:
-            raise ValueError("denoise_to_zero and exact_d2 belong to the multistep variant")
+        if denoise_to_zero or exact_d2 or blend:
+            raise ValueError("denoise_to_zero, exact_d2 and blend belong to the multistep variant")
         if not callable(resolve_grid(process, grid)):
             raise ValueError("single steps lay out inner points: grid must be a name or a callable")
         calls = 10 if num_steps is None else num_steps

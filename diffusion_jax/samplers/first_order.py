@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion_jax.registry import register
 from diffusion_jax.samplers.gaussian_path import gaussian_path
-from diffusion_jax.samplers.linear import D, Rows, Y, Z
+from diffusion_jax.samplers.linear import D, Form, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
 
 
@@ -12,6 +12,21 @@ def _ancestral_std(p, i):
     """Posterior standard deviation of step i: `q(x_{i+1} | x_i, x0)` of the forward chain."""
     shrink = (p.alpha[i] / p.alpha[i + 1] * p.sigma[i + 1]) ** 2
     return p.sigma[i + 1] / p.sigma[i] * np.sqrt(max(p.sigma[i] ** 2 - shrink, 0.0))
+
+
+def noise_weight(p, i):
+    """What eps weighs in the exact step of order 1 from grid point i: `sigma' - (alpha'/alpha) sigma`."""
+    return p.sigma[i + 1] - p.alpha[i + 1] / p.alpha[i] * p.sigma[i]
+
+
+def blended(p, i, blend):
+    """What a blend (see `dualfast`) adds to x' of step i, and the registers it writes: `(Form, dict)`.
+
+    `blend(p, i)` returns what is added to the eps of the first-order term; in x0 or in eps, of any
+    order, that term turns it into `noise_weight` times as much of x'.
+    """
+    shift, registers = blend(p, i) if blend else (Form(), {})
+    return (noise_weight(p, i) * shift if shift else shift), registers
 
 
 @register("sampler", "ddim", family="gaussian", paper="2010.02502", order=1)
@@ -24,6 +39,7 @@ def ddim(
     t_start=None,
     t_end=None,
     denoise_to_zero: bool = False,
+    blend=None,
 ) -> Sampler:
     """DDIM (Song et al., arXiv 2010.02502, eq. 12), for any Gaussian process.
 
@@ -38,20 +54,26 @@ def ddim(
       eta: 0 (deterministic) to 1 (ancestral).
       grid, t_start, t_end: see `time_grids.build_times`.
       denoise_to_zero: one more call at the last time, whose x0_hat is returned.
+      blend: changes the prediction, see `dualfast`; for eta = 0.
     Raises:
-      ValueError: eta outside [0, 1], or a bad grid.
+      ValueError: eta outside [0, 1], a blend with eta > 0, or a bad grid.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    if blend and eta:
+        raise ValueError(f"a blend needs the deterministic DDIM, eta = 0; got eta={eta}")
     p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=50), Rows()
+    registers = {}
     for i in range(p.steps):
         w = eta * _ancestral_std(p, i) if eta else 0.0
         k = np.sqrt(max(p.sigma[i + 1] ** 2 - w**2, 0.0)) / p.sigma[i]
-        rows.add(p.point(i), k * Y + (p.alpha[i + 1] - k * p.alpha[i]) * D + w * Z)
+        shift, registers = blended(p, i, blend)
+        y = k * Y + (p.alpha[i + 1] - k * p.alpha[i]) * D + w * Z + shift
+        rows.add(p.point(i), y, **registers)
     if denoise_to_zero:
-        rows.add(p.point(p.steps), D)
+        rows.add(p.point(p.steps), D, **registers)
     end = p.clean_point() if denoise_to_zero else p.point(p.steps)
-    return rows.sampler(end, order=1 if eta == 0 else None, name="ddim")
+    return rows.sampler(end, order=1 if eta == 0 and not blend else None, name="ddim")
 
 
 @register("sampler", "ddpm", family="gaussian", paper="2006.11239")

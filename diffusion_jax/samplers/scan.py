@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.denoisers import evaluate
-from diffusion_jax.numerics import batch_size, example_keys, fold_all
+from diffusion_jax.numerics import (
+    batch_size,
+    example_keys,
+    fold_all,
+    join_traced,
+    split_traced,
+)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -83,41 +89,6 @@ class StepInfo(NamedTuple):
 _HOOK_STREAM = 0x5EED  # separates a hook's draws from the sampler's
 
 
-class _Same:
-    """Makes any object a dictionary key: by value where it hashes, by identity where not."""
-
-    def __init__(self, value):
-        self.value = value
-        try:
-            self.hash = hash(value)
-        except TypeError:
-            self.hash = None
-
-    def __hash__(self):
-        return id(self.value) if self.hash is None else self.hash
-
-    def __eq__(self, other):
-        if self.value is other.value:
-            return True
-        return None not in (self.hash, other.hash) and bool(self.value == other.value)
-
-
-def _split(tree):
-    """Arrays and floats (traced) apart from everything else (static)."""
-    leaves, treedef = jax.tree.flatten(tree)
-    traced = [isinstance(v, jax.Array | np.ndarray | np.generic | float) for v in leaves]
-    arrays = [v if is_array else None for v, is_array in zip(leaves, traced)]
-    static = (treedef, tuple(None if is_array else _Same(v) for v, is_array in zip(leaves, traced)))
-    return arrays, static
-
-
-def _join(arrays, static):
-    treedef, others = static
-    return treedef.unflatten(
-        [a if o is None else o.value for a, o in zip(arrays, others, strict=True)]
-    )
-
-
 def _walk(denoise, sampler, key, x, index, cache, hook, trajectory, remat):
     keys = None if key is None else example_keys(key, index)
 
@@ -150,7 +121,7 @@ def _walk(denoise, sampler, key, x, index, cache, hook, trajectory, remat):
 
 
 _walk_static = jax.jit(
-    lambda arrays, static, *rest: _walk(_join(arrays, static), *rest),
+    lambda arrays, static, *rest: _walk(join_traced(arrays, static), *rest),
     static_argnums=(1, 7, 8, 9),
 )
 # A compiled program holds what its denoiser closes over. Keyed weakly by the function, it goes when
@@ -167,7 +138,7 @@ def _walk_function(denoise, *rest):
     return _walk_of[denoise](*rest)
 
 
-def _check_key(key):
+def check_key(key):
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     legacy = getattr(key, "dtype", None) == np.uint32
     if not typed and not legacy:
@@ -224,7 +195,7 @@ def sample(
     if sampler.stochastic and key is None:
         raise ValueError(f"sampler {sampler.name!r} draws random numbers: it needs a key, got None")
     if key is not None:
-        _check_key(key)
+        check_key(key)
     x = sampler.prepare(x_init)
     size = batch_size(x)
     index = jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index, jnp.int32)
@@ -233,5 +204,5 @@ def sample(
     rest = (sampler, key, x, index, cache, hook, bool(trajectory), remat)
     if isinstance(denoise, types.FunctionType):
         return _walk_function(denoise, *rest)
-    arrays, static = _split(denoise)
+    arrays, static = split_traced(denoise)
     return _walk_static(arrays, static, *rest)

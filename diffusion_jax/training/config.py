@@ -54,6 +54,9 @@ class TrainConfig:
       parallel: see `parallel.make_layout`.
       progress: show a progress bar when standard error is a terminal.
       tensorboard: write TensorBoard events when the package is installed.
+      init_from: run folder whose weights (the averaged ones where there are any, of the newest
+        checkpoint) are the first parameters; empty: fresh ones. A run that is resumed goes on from
+        its own checkpoint and does not read that folder again.
     """
 
     steps: int = 10_000
@@ -70,6 +73,7 @@ class TrainConfig:
     parallel: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     progress: bool = True
     tensorboard: bool = True
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -88,6 +92,7 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size} is not a multiple of"
                 f" train.microbatches {self.microbatches}"
             )
+        object.__setattr__(self, "init_from", str(self.init_from or ""))
         for name in ("optimizer", "parallel"):
             object.__setattr__(self, name, plain(getattr(self, name)))
 
@@ -105,7 +110,10 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_mapping` gives an equal config back."""
-        return plain(dataclasses.asdict(self))
+        values = plain(dataclasses.asdict(self))
+        if not self.init_from:  # not in the files of runs made before there was such a field
+            del values["init_from"]
+        return values
 
 
 _LEAST = {

@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from diffusion_jax.methods.base import Method
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.checkpoints import CheckpointError, Checkpoints, restore_params
 from diffusion_jax.training.config import TrainConfig, plain
 from diffusion_jax.training.console import Clock, catch_signals, progress_bar
 from diffusion_jax.training.metrics import MetricsWriter, Window
@@ -90,7 +90,8 @@ def train(
 
     Raises:
       NonFiniteError: a loss, gradient or parameter was not finite; the last good state is saved.
-      CheckpointError: the checkpoint to go on from is damaged or of another model.
+      CheckpointError: the checkpoint to go on from, or to take the first weights from, is absent,
+        damaged or of another model.
       ConfigChanged: it was made with another config.
       ValueError: a config that fits neither the devices nor the batches.
     """
@@ -99,6 +100,8 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.keep))
         saved = checkpoints.steps()
+        if config.init_from and not saved:
+            _check_init_from(config.init_from, workdir)
         everything = {**plain(resolved or {}), "train": config.to_dict()}
         open_run(workdir, everything, bool(saved), accept_changes)
         first = pipeline.batch(0)
@@ -110,7 +113,7 @@ def train(
             checkpoints.set_aside(after=int(state.step))
             window.from_json(extra.get("window"))
         else:
-            state = trainer.create(first)
+            state = trainer.create(first, _first_params(config.init_from, trainer))
         start = int(state.step)
         state = layout.to_device(state)
         _LOG.info("%s", summary(trainer.report))
@@ -166,6 +169,27 @@ def train(
         checkpoints.wait()
         state = layout.to_global(state)
         return TrainResult(status, int(state.step), state, row, trainer.report)
+
+
+def _check_init_from(folder: str, workdir: pathlib.Path) -> None:
+    """Raises CheckpointError unless the folder holds a checkpoint, before anything is written."""
+    if pathlib.Path(folder).absolute() == workdir.absolute():
+        raise CheckpointError(f"train.init_from is the run folder itself: {folder}")
+    with Checkpoints(folder, read_only=True) as other:
+        if not other.steps():
+            raise CheckpointError(f"train.init_from: no checkpoint in {other.directory}")
+
+
+def _first_params(folder: str, trainer: Trainer) -> Any:
+    """The weights of another run as this run's first parameters, or None without such a run."""
+    if not folder:
+        return None
+    try:
+        params = restore_params(folder, target=trainer.abstract.params)
+    except CheckpointError as error:
+        raise type(error)(f"train.init_from: {error}") from error
+    _LOG.info("first weights from %s", folder)
+    return params
 
 
 def _batches(pipeline: Any, start: int, stop: int, stack: contextlib.ExitStack) -> Any:

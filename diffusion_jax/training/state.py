@@ -50,7 +50,12 @@ def ema_name(decay: float) -> str:
 
 
 def create_state(
-    method: Method, optimizer: Optimizer, decays: tuple[float, ...], key: jax.Array, batch: Any
+    method: Method,
+    optimizer: Optimizer,
+    decays: tuple[float, ...],
+    key: jax.Array,
+    batch: Any,
+    params: Any = None,
 ) -> TrainState:
     """The state before the first step; averages start at the parameters.
 
@@ -63,9 +68,10 @@ def create_state(
       decays: of the averages.
       key: the base key of the run.
       batch: dict of arrays [B, ...], the first batch.
+      params: parameters to start from; None: those of `method.init`.
     """
     init_key, state_key = jax.random.split(jax.random.fold_in(key, INIT_FOLD))
-    params = method.init(init_key, batch)
+    params = method.init(init_key, batch) if params is None else params
     init_state = getattr(method, "init_state", None)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

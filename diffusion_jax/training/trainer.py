@@ -44,7 +44,9 @@ class Trainer:
         self.layout.check_batch(batch, config.batch_size)
         optimizer = make_optimizer(config.optimizer, config.steps)
         self.key = self.layout.put_key(config.seed)
-        self._create = lambda key, batch: create_state(method, optimizer, config.ema, key, batch)
+        self._create = lambda key, batch, params=None: create_state(
+            method, optimizer, config.ema, key, batch, params
+        )
         global_batch = self.layout.put_batch(batch)
         shapes = jax.eval_shape(self._create, self.key, global_batch)
         self._shardings = self.layout.state_sharding(shapes)
@@ -76,10 +78,15 @@ class Trainer:
         seconds = time.perf_counter() - begin
         self.report = describe(self._compiled, jaxpr, self.abstract, self.layout, seconds)
 
-    def create(self, batch: Mapping[str, Any]) -> TrainState:
-        """The initial state, of global arrays; `batch` is batch 0."""
+    def create(self, batch: Mapping[str, Any], params: Any = None) -> TrainState:
+        """The initial state, of global arrays.
+
+        Args:
+          batch: batch 0.
+          params: parameters to start from, global arrays like `abstract.params`; None: fresh ones.
+        """
         build = jax.jit(self._create, out_shardings=self._shardings)
-        return build(self.key, self.layout.put_batch(batch))
+        return build(self.key, self.layout.put_batch(batch), params)
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, jax.Array]:
         """One step.

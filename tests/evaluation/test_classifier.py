@@ -13,6 +13,7 @@ from diffusion_jax.evaluation.classifier import (
     load_or_train,
     train_classifier,
 )
+from diffusion_jax.objectives.features import convolve
 
 TINY = Settings(features=5, channels=(3, 4), steps=6, batch_size=8)
 
@@ -75,7 +76,7 @@ def test_convolution_is_the_convolution():
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision="highest",
         )
-        got = module._convolve({"kernel": kernel, "bias": bias}, x, stride)
+        got = convolve({"kernel": kernel, "bias": bias}, x, stride)
         np.testing.assert_allclose(got, expected + bias.reshape(1, 1, 1, 5), atol=1e-4)
 
 

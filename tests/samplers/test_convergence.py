@@ -48,7 +48,8 @@ def test_order_of_gaussian_solvers(name, x64):
     solvers = [without_cool_down(name, processes.VP(), n, **ends) for n in STEPS]
     assert not solvers[0].stochastic
     assert solvers[0].order == order_of(name)
-    assert slope(STEPS, [error(s) for s in solvers]) == pytest.approx(order_of(name), abs=0.15)
+    near = 0.15 if order_of(name) < 4 else 0.3  # first steps of lower order show longer
+    assert slope(STEPS, [error(s) for s in solvers]) == pytest.approx(order_of(name), abs=near)
 
 
 def test_the_released_third_order_form_is_of_order_two(x64):

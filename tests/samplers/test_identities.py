@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import golden
-from solver_checks import mixture_mean, plain_run
+from solver_checks import mixture_mean, plain_run, required, table_names
 
 from diffusion_jax import processes, registry, samplers
 from diffusion_jax.samplers import (
@@ -20,7 +20,7 @@ from diffusion_jax.samplers import (
 )
 
 MODEL = golden("solvers_model")
-NAMES = registry.names("sampler", family="gaussian")
+NAMES = table_names("gaussian")
 RULES_IN_T = ("euler", "heun", "midpoint")
 EXACT_FOR_CONSTANTS = [n for n in NAMES if n not in RULES_IN_T]
 VP, EDM, FLOW = processes.VP(), processes.EDM(), processes.RectifiedFlow()
@@ -46,7 +46,7 @@ def test_a_single_data_point_is_solved_exactly_in_any_number_of_steps(name, proc
     """
     c, e = np.array([[0.7, -1.2]]), np.array([[0.4, 0.9]])
     for n in (1, 2, 3, 7):
-        sampler = registry.get("sampler", name)(process, n)
+        sampler = registry.get("sampler", name)(process, n, **required(name, process))
         t, s = sampler.times[0], float(sampler.xs["next"]["t"][-1])
         for signal, noise in ((c, e), (c, 0 * e)):
             x = process.alpha(t) * signal + process.sigma(t) * noise
@@ -174,7 +174,7 @@ def test_a_step_into_clean_data_returns_the_prediction():
     """On EDM and rectified flow the last time is 0: whatever the order, the result is a prediction."""
     for name in NAMES:
         for process in (EDM, FLOW):
-            sampler = registry.get("sampler", name)(process, 5)
+            sampler = registry.get("sampler", name)(process, 5, **required(name, process))
             last = []
 
             def spy(x, point, last=last):

@@ -8,10 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import plain_run
+from solver_checks import plain_run, required
 
 from diffusion_jax import processes, registry
-from diffusion_jax.samplers import Sampler, build_sampler, sample, with_noise
+from diffusion_jax.samplers import (
+    Sampler,
+    build_sampler,
+    sample,
+    with_noise,
+)
 
 B, D, L, V = 6, 3, 4, 5
 NAMES = registry.names("sampler")
@@ -22,14 +27,13 @@ TABLES = [
     for n in NAMES
     if FAMILY[n] != "discrete" and registry.entry("sampler", n).meta.get("table", True)
 ]
-OPTIONS = {"gaussian": {}, "bridge": {}, "discrete": {"length": L}}
-# Arguments without a default, by sampler: functions of the process.
-REQUIRED: dict = {}
+OPTIONS = {"gaussian": {}, "bridge": {}, "discrete": {"length": L}, "bayesian_flow": {}}
 # Two processes of each family that differ in numbers only, and another schedule of one structure.
 PAIRS = {
     "gaussian": (processes.VP(), processes.VP(beta_max=12.0), processes.Cosine()),
     "bridge": (processes.VPBridge(), processes.VPBridge(beta_d=1.0), processes.VPBridge(0.5, 0.3)),
     "discrete": (processes.Absorbing(V), processes.Absorbing(V, processes.LinearSchedule(1e-3))),
+    "bayesian_flow": (processes.DiscreteBFN(V), processes.DiscreteBFN(V, beta1=2.0, eta=0.01)),
 }
 CALLS = collections.Counter()
 
@@ -52,11 +56,13 @@ def lean(tokens, t):
     return jax.nn.one_hot(jnp.roll(tokens, 1, axis=1), V) * 2.0 + jnp.arange(V) * 0.1
 
 
-DENOISE = {"gaussian": shrink, "bridge": pull, "discrete": lean}
+def guess(z, t):
+    """Class probabilities that depend on the neighbours, for Bayesian flows of tokens."""
+    CALLS["bayesian_flow"] += 1
+    return jax.nn.softmax(z + 0.3 * jnp.roll(z, 1, axis=1) - t, axis=-1)
 
 
-def required(name, process):
-    return REQUIRED[name](process) if name in REQUIRED else {}
+DENOISE = {"gaussian": shrink, "bridge": pull, "discrete": lean, "bayesian_flow": guess}
 
 
 def make(name, which=0, nfe=5, **options):
@@ -64,12 +70,16 @@ def make(name, which=0, nfe=5, **options):
     if registry.entry("sampler", name).meta.get("calls") == "length":
         nfe = None
     process = PAIRS[family][which]
-    return build_sampler(process, name, nfe, **OPTIONS[family], **required(name, process), **options)
+    return build_sampler(
+        process, name, nfe, **OPTIONS[family], **required(name, process), **options
+    )
 
 
 def start(name, num=B):
     if FAMILY[name] == "discrete":
         return jnp.full((num, L), V, jnp.int32)
+    if FAMILY[name] == "bayesian_flow":
+        return jax.random.normal(jax.random.key(7), (num, L, V))
     return jax.random.normal(jax.random.key(7), (num, D))
 
 
@@ -84,7 +94,7 @@ def test_calls_trajectory_and_jit(name):
     sampler = make(name)
     assert isinstance(sampler, Sampler) and sampler.name
     if name in TABLES and sampler.stochastic:  # threefry takes seconds without jit
-        noise = np.random.default_rng(0).standard_normal((sampler.nfe + 1, B, D))
+        noise = np.random.default_rng(0).standard_normal((sampler.nfe + 1, *start(name).shape))
         sampler = with_noise(sampler, noise.astype(np.float32))
     rows = {v.shape[0] for v in jax.tree.leaves(sampler.xs)}
     assert rows == {sampler.nfe} == {len(sampler.times)}
@@ -111,7 +121,7 @@ def test_the_kernel_runs_the_table(name):
     keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(B)]
     noise = np.array(
         [
-            [jax.random.normal(jax.random.fold_in(k, row), (D,)) for k in keys]
+            [jax.random.normal(jax.random.fold_in(k, row), start(name).shape[1:]) for k in keys]
             for row in (range(sampler.nfe + 1) if sampler.stochastic else ())
         ]
     )

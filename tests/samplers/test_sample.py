@@ -315,3 +315,26 @@ def test_discrete_denoiser_sees_the_time_of_each_example():
         assert point["t"].shape == (5,) and len(np.unique(point["t"])) == 5
         np.testing.assert_allclose(process.mask_rate(point["t"]), point["mask_rate"], atol=1e-6)
         np.testing.assert_allclose(1 - point["alpha"], point["mask_rate"], atol=1e-6)
+
+
+def test_denoisers_of_equal_fields_are_told_apart():
+    """JAX compares the tree structures of two dataclasses of equal fields as equal."""
+
+    @pytree_dataclass
+    class Plus:
+        shift: float
+
+        def __call__(self, x, t):
+            return 0.0 * x + self.shift
+
+    @pytree_dataclass
+    class Minus:
+        shift: float
+
+        def __call__(self, x, t):
+            return 0.0 * x - self.shift
+
+    assert jax.tree.structure(Plus(1.0)) == jax.tree.structure(Minus(1.0))
+    sampler = ddim(VP, 2, grid=[1.0, 0.5, 0.0])
+    ends = [float(sample(sampler, make(1.0), None, jnp.ones((1, 1)))[0, 0]) for make in (Plus, Minus)]
+    assert ends == [1.0, -1.0]

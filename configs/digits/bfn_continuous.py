@@ -1,0 +1,45 @@
+"""Class-conditional Bayesian flow network of scikit-learn's digits as continuous images (8x8).
+
+    python -m diffusion_jax train --config=configs/digits/bfn_continuous.py --workdir=runs/bfn_continuous
+
+Hardware: 2 CPU cores. Time: about a minute. Expected: class accuracy of samples at least 0.95, and with
+SDE-2 of BFN-Solver at 20 network calls a smaller texture distance than with the BFN's own sampler at 50
+(experiments/bfn_solver). Full scale: configs/bfn/cifar10.py.
+"""
+
+from configs import common
+
+
+def get_config():
+    """The config; override with `--config.section.field=value`."""
+    return common.config(
+        data={"name": "digits"},
+        # 17 grey levels: the papers' last variance for 16
+        process={"name": "bfn_continuous", "min_variance": 1e-3},
+        network={
+            "name": "dit",
+            "patch_size": 4,
+            "width": 96,
+            "depth": 4,
+            "heads": 2,
+            "remat": True,
+        },
+        method={"name": "bayesian_flow", "sampler": "bfn_solver_ode2", "nfe": 20},
+        train=common.train(
+            steps=2400,
+            batch_size=64,
+            learning_rate=2e-3,
+            schedule={"name": "cosine", "warmup_steps": 100},
+            ema=(0.99,),
+            every=800,
+        ),
+        evaluate={
+            "samplers": (
+                {"name": "bfn_continuous", "nfe": 21},
+                {"name": "bfn_continuous", "nfe": 51},
+                {"name": "bfn_solver_ode1", "nfe": 20},
+                {"name": "bfn_solver_ode2", "nfe": 20},
+                {"name": "bfn_solver_sde2", "nfe": 20},
+            )
+        },
+    )
