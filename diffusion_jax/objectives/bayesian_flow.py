@@ -1,14 +1,14 @@
 """Losses of Bayesian flow networks (Graves et al., arXiv 2308.07037): continuous, discretised, discrete.
 
 With the paper's s = 1 - t, v the last variance and C = -log(v) / 2:
-  (1) continuous, any number of steps   C (x0 - x0_hat)^2 / v^s                           [eq. 101]
+  (1) continuous, any number of steps   C (x0 - x0_hat)^2 / v^s
       n steps, step i at s = (i - 1)/n  n a_i (x0 - x0_hat)^2 / 2,  a_i = v^(-i/n) (1 - v^(1/n))
   (2) discretised: the network gives a normal law of each dimension, summed over the bins of [-1, 1]
       and with the tails given to the end bins; (1) with x0_hat the expected bin centre, or n steps
-      n E_y [log N(y; x0, 1/a_i) - log sum_k p_k N(y; centre_k, 1/a_i)]                    [eq. 112-116]
-  (3) discrete                          K beta1 s |e_x - e_hat|^2                          [eq. 205]
+      n E_y [log N(y; x0, 1/a_i) - log sum_k p_k N(y; centre_k, 1/a_i)]
+  (3) discrete                          K beta1 s |e_x - e_hat|^2
       n steps                           n E_y [log N(y | e_x) - log sum_k e_hat_k N(y | e_k)],
-      N(y | e_k) = N(a_i (K e_k - 1), a_i K I),  a_i = beta1 (2 i - 1) / n^2               [eq. 189]
+      N(y | e_k) = N(a_i (K e_k - 1), a_i K I),  a_i = beta1 (2 i - 1) / n^2
 All are nats. The functions of (1) to (3) give one value a dimension (a token); `*_flow_loss` give one
 an example: `reduce="sum"` nats an example, whose expectation bounds -log p up to the
 reconstruction of x0 from the state at t = 0; `reduce="mean"` nats a dimension, as the authors report.
@@ -29,7 +29,7 @@ from diffusion_jax.objectives.times import build_times
 _TINY = 1e-30  # under a logarithm of a probability in float32
 
 
-# ----------------------------------------------------------------------------------- one value a dimension
+# ------------------------------------------------------------ one value a dimension
 def continuous_accuracy(process, step, steps):
     """a_i of step i = 1..n of a continuous flow: `v^(-i/n) (1 - v^(1/n))`."""
     xp = namespace(step, process.min_variance)
@@ -125,7 +125,7 @@ def reconstruction_loss(tokens, probs):
     return -_log(chosen)
 
 
-# ------------------------------------------------------------------------------------ one value an example
+# ------------------------------------------------------------ one value an example
 def _draw_times(process, key, index, total, times, steps):
     """Times `[B]`, the inverse of their density, and per-example keys; with `steps`, a step's start."""
     if steps is not None and (not isinstance(steps, int) or steps < 1):

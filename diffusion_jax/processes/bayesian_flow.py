@@ -2,11 +2,11 @@
 
 The papers' clock s runs from the prior (0) to the data (1); here t = 1 - s.
 Continuous data: the posterior mean mu of each dimension after noisy observations of x0 obeys
-  (1) mu = g x0 + sqrt(g (1 - g)) eps,  g = 1 - v^s,  v the last variance          [2308.07037, eq. 77-80]
+  (1) mu = g x0 + sqrt(g (1 - g)) eps,  g = 1 - v^s,  v the last variance
 which is a Gaussian process with alpha = g, sigma^2 = g (1 - g), snr = v^-s - 1; at t = 1 both are 0:
 nothing is known, and the state is 0 for certain.
 Discrete data with K classes: the logits z of the class probabilities softmax(z) obey
-  (2) z ~ N(beta (K e_x - 1), K beta I),  beta = beta1 s^2                          [eq. 180-186]
+  (2) z ~ N(beta (K e_x - 1), K beta I),  beta = beta1 s^2
 so that p(x | z) of one position, for a uniform prior, is softmax(z) whatever the time.
 Both are linear SDEs (Xue et al., arXiv 2404.15766): forward f and g^2 of (1) are those of
 `GaussianProcess`; those of (2) are f = -2 / s and g^2 = 2 K beta1 s.
@@ -29,6 +29,7 @@ from diffusion_jax.numerics import (
 )
 from diffusion_jax.processes.gaussian import GaussianProcess, _check_range
 from diffusion_jax.registry import register
+
 
 def _check_eta(process):
     if is_concrete(process.eta) and not 0.0 <= process.eta < 1.0:

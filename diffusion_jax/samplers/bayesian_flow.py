@@ -1,10 +1,10 @@
 """The samplers of the Bayesian flow networks paper (arXiv 2308.07037): n Bayesian updates, one more call.
 
-Continuous data (alg. 3), with precision rho and accuracy a of the step:
+Continuous data, with precision rho and accuracy a of the step:
   (1) y ~ N(x0_hat, 1 / a),  mu' = (rho mu + a y) / (rho + a),  rho' = rho + a
 With rho = 1 + snr and a = rho' - rho this is the reverse transition q(x' | x, x0) of the process, the
 ancestral sampler of DDPM, and it is written so for any Gaussian process.
-Discrete data (alg. 9), on logits z:
+Discrete data, on logits z:
   (2) k ~ Cat(D),  y ~ N(a (K e_k - 1), a K),  z' = z + y,  a = beta' - beta
 which draws categories, hence is not a table. Both make a last call, whose output is the result.
 """
@@ -40,7 +40,7 @@ def bfn_continuous(
     t_start=None,
     t_end=None,
 ) -> Sampler:
-    """The BFN's own sampler of continuous data (Graves et al., arXiv 2308.07037, alg. 3).
+    """The BFN's own sampler of continuous data (Graves et al., arXiv 2308.07037).
 
     Starts at t = 1 on a `ContinuousBFN`, where the state is 0: x_init then gives the shape alone.
 
@@ -150,7 +150,7 @@ class BayesianUpdate:
 def bfn(
     process, num_steps: int | None = None, *, grid=None, t_start: float | None = None, t_end=None
 ) -> Sampler:
-    """The BFN's own sampler of tokens (Graves et al., arXiv 2308.07037, alg. 9).
+    """The BFN's own sampler of tokens (Graves et al., arXiv 2308.07037).
 
     Starts at t = 1 from logits 0, whatever x_init holds; with another `t_start`, from x_init. The
     result is the network's probabilities `[B, L, K]` at the last time; the paper takes their mode.

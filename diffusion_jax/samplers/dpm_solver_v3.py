@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.registry import register
-from diffusion_jax.samplers.gaussian_path import gaussian_path
+from diffusion_jax.samplers.gaussian_path import check_gaussian, gaussian_path
 from diffusion_jax.samplers.linear import ONE, A, D, Form, H, Rows, Y
 from diffusion_jax.samplers.model_statistics import ModelStatistics
 from diffusion_jax.samplers.scan import Sampler
@@ -306,6 +306,7 @@ def dpm_solver_v3(
       ValueError: no statistics, or those of another process or of too short a range; an option outside the
         values above; a bad grid; with `snap`, two times at one node. When sampling, data of another shape.
     """
+    check_gaussian(process)
     if order not in (1, 2, 3):
         raise ValueError(f"order must be one of 1, 2, 3; got {order!r}")
     for name, value in (

@@ -35,6 +35,12 @@ class GaussianPath(NamedTuple):
         return self.process.point(self.t[-1]) | {"t": 0.0, "alpha": 1.0, "sigma": 0.0}
 
 
+def check_gaussian(process: Any) -> None:
+    """Raises ValueError for anything but a Gaussian process."""
+    if not isinstance(process, GaussianProcess):
+        raise ValueError(f"this sampler needs a Gaussian process, got {type(process).__name__}")
+
+
 def gaussian_path(
     process, num_steps, grid=None, t_start=None, t_end=None, default_steps=None
 ) -> GaussianPath:
@@ -43,8 +49,7 @@ def gaussian_path(
     Raises:
       ValueError: not a Gaussian process, or a bad grid.
     """
-    if not isinstance(process, GaussianProcess):
-        raise ValueError(f"this sampler needs a Gaussian process, got {type(process).__name__}")
+    check_gaussian(process)
     t = build_times(process, num_steps, grid, t_start, t_end, default_steps)
     alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
     with np.errstate(divide="ignore"):

@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion_jax.registry import register
 from diffusion_jax.samplers.first_order import velocity
-from diffusion_jax.samplers.gaussian_path import gaussian_path
+from diffusion_jax.samplers.gaussian_path import check_gaussian, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, X, Y, Z
 from diffusion_jax.samplers.scan import Sampler
 
@@ -70,6 +70,7 @@ def edm_heun(
     Raises:
       ValueError: negative churn, a bad grid, or a start where alpha = 0.
     """
+    check_gaussian(process)
     if s_churn < 0:
         raise ValueError(f"s_churn must not be negative, got {s_churn}")
     if t_start is None and process.alpha(process.sampling_range[0]) == 0:

@@ -1,11 +1,11 @@
-"""BFN-Solver (arXiv 2404.15766): a Bayesian flow network needs 5 to 20 times fewer calls than by its own sampler.
+"""BFN-Solver (arXiv 2404.15766): Bayesian flows in 5 to 20 times fewer calls than by their own sampler.
 
 Quality is what the own sampler has at 20, 50 and 100 calls, within one standard deviation over the
 seeds; both sides count the fewest measured calls that reach it. At the scale of the digits the factor
-of 5 is found in the texture distance of the continuous flow, at 50 and 100 calls. It is not found in its Frechet distance,
-which comes to that of held-out data at 20 to 50 calls, after which nothing is left to gain; nor in
-tokens: there the own sampler is as good with 10 calls as with 100, because 17 grey levels under this
-much accuracy and a network of this size leave no error of the steps to remove.
+of 5 is found in the texture distance of the continuous flow, at 50 and 100 calls. It is not found in
+its Frechet distance, which comes to that of held-out data at 20 to 50 calls, after which there is
+nothing left to gain; nor in tokens: there the own sampler is as good with 10 calls as with 100, and
+the figures are those of the network, not of the steps.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Bayesian flow networks as methods: tokens and discretised images (continuous ones in test_methods.py)."""
+"""Bayesian flows of tokens and of discretised images (continuous ones are in test_methods.py)."""
 
 import functools
 

@@ -147,7 +147,7 @@ def test_the_original_continuous_sampler_is_bayesian_updating_and_ancestral_samp
 
 
 def test_exact_ends_and_orders_of_the_discrete_solvers():
-    """Against the ODE solved by the authors' program to high accuracy, and by themselves on many steps."""
+    """Errors against the stored exact end of the ODE fall with the declared order."""
     exact = DIS["dis_exact_end"]
 
     def error(rule, n):
@@ -164,7 +164,7 @@ def test_exact_ends_and_orders_of_the_discrete_solvers():
 
 @pytest.mark.parametrize("rule", ("ode1", "ode2m", "ode2s"))
 def test_ode_rules_are_exact_for_constant_probabilities(rule):
-    """dz/dt = -z/(1-t) - K beta1 (1-t)(e - 1/K) for constant e: (z - K beta1 (1-t)^2 (e - 1/K)) / (1-t) stays."""
+    """For constant e the ODE keeps z / (1 - t) - K beta1 (1 - t) (e - 1/K) as it is."""
     process = DiscreteBFN(4, beta1=1.7, eta=0.02)
     rng = np.random.default_rng(2)
     e = rng.dirichlet(np.ones(4), (3, 2))
