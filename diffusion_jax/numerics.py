@@ -145,7 +145,11 @@ def split_traced(tree: Any) -> tuple[list, Any]:
     leaves, treedef = jax.tree.flatten(tree)
     traced = [isinstance(v, jax.Array | np.ndarray | np.generic | float) for v in leaves]
     arrays = [v if is_array else None for v, is_array in zip(leaves, traced)]
-    static = (treedef, _node_types(treedef), tuple(None if is_array else _Same(v) for v, is_array in zip(leaves, traced)))
+    static = (
+        treedef,
+        _node_types(treedef),
+        tuple(None if is_array else _Same(v) for v, is_array in zip(leaves, traced)),
+    )
     return arrays, static
 
 

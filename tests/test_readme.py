@@ -63,6 +63,10 @@ def test_command_line_section(checkout):
     trained = command_for("train", "--workdir=runs/score")
     run(trained, checkout, more=TINY)
     run(command_for("sample", "--out=runs/grid.png"), checkout)
+    assert "bits per dimension" in run(command_for("likelihood"), checkout)
+    assert "256 examples" in run(command_for("diffusion_jax statistics"), checkout)
+    run(command_for("sample", "--sampler=dpm_solver_v3"), checkout)
+    assert (checkout / "runs" / "v3.png").is_file()
     assert (checkout / "runs" / "grid.png").is_file()
     assert "held-out data" in run(command_for("evaluate"), checkout)
     assert "FLOP" in run(command_for("inspect"), checkout)
@@ -112,7 +116,7 @@ def test_no_command_is_left_out():
     )
     for command in commands():
         assert command.startswith(known), f"no test runs {command!r}"
-    assert len(set(commands())) == 11
+    assert len(set(commands())) == 14
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

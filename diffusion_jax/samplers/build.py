@@ -4,6 +4,7 @@ from typing import Any
 
 from diffusion_jax.processes import BridgeProcess, DiscreteBFN, DiscreteProcess, GaussianProcess
 from diffusion_jax.registry import closest, entry, names
+from diffusion_jax.samplers.saved_table import load_table
 from diffusion_jax.samplers.scan import Sampler
 
 
@@ -56,14 +57,19 @@ def build_sampler(process: Any, name: str, nfe: int | None = None, **options: An
 
     Args:
       process: a process; the sampler must be of its family.
-      name: registered name.
-      nfe: network calls to spend at most; None takes the sampler's own default.
+      name: registered name, or the .npz file of a saved table (`save_table`, `fit_table`).
+      nfe: network calls to spend at most; None takes the sampler's own default. A saved table makes
+        as many as it makes.
       options: arguments of the sampler.
     Raises:
       ValueError: unknown name, a sampler of another family, options it does not have, or an nfe below
-        what one step costs.
+        what one step costs; see `load_table` for files.
     """
     family = family_of(process)
+    if name.endswith(".npz"):
+        if options:
+            raise ValueError(f"a saved table takes no options, got {', '.join(options)}")
+        return load_table(name, process, nfe=nfe)
     found = entry("sampler", name)
     if found.meta["family"] != family:
         fitting = names("sampler", family=family)

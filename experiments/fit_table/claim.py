@@ -23,6 +23,7 @@ from experiments.solvers.claim import YARDSTICK
 from experiments.solvers.comparison import (
     V3,
     Solver,
+    distance,
     mixture,
     on_a_model,
     on_the_mixture,
@@ -33,7 +34,7 @@ from experiments.solvers.comparison import (
 TITLE = "Fitted tables (own method)"
 CLAIM = (
     "a table fitted to its model is more exact than the best solver known, several times over on the "
-    "mixture; on a trained model it halves the error at few calls and gives better samples"
+    "mixture; on a trained model it about halves the error at few calls"
 )
 CONFIGS = {"cpu": "configs.digits.score", "full": "configs.score_sde.cifar10_vp"}
 _LABEL = "fitted"
@@ -87,23 +88,23 @@ def _fit_the_mixture(seeds, folder):
             calls = _MIXTURE_CALLS if name == "mixture" else (5, 10, 20)
             for nfe in calls:
                 measured = []
-                for seed in seeds:
+                for seed in seeds if nfe <= 15 else seeds[:1]:  # longer tables take minutes to fit
                     key = jax.random.key(seed)
                     x = jax.random.normal(jax.random.fold_in(key, 1), (2000, 2), np.float64)
                     table, report = fit_table(
                         process, each, key, x, nfe=nfe, steps=30 if nfe == 50 else 60
                     )
                     squares = (np.asarray(sample(table, each, None, fresh)) - targets[name]) ** 2
-                    ordered = np.sort(squares.mean(axis=1))
+                    ordered = np.sort(squares.sum(axis=1))
                     row = {
                         "rms_fresh": float(np.sqrt(ordered.mean())),
                         "rms_fresh_99": float(np.sqrt(ordered[:-20].mean())),
-                        "rms_start": report.start_held_out,
+                        "rms_start": report.start_held_out * np.sqrt(2.0),
                         "seconds": report.seconds,
                     }
                     if name == "mixture":
                         end = sample(table, each, None, jnp.asarray(starts))
-                        row = {"rms": rms(end, ends), **row}
+                        row = {"rms": distance(end, ends), **row}
                     measured.append(row)
                     if name == "mixture" and seed == 0:
                         save_table(folder / f"mixture_{nfe}.npz", process, table)

@@ -31,7 +31,7 @@ CLAIM = (
 )
 CONFIGS = {"cpu": "configs.digits.score", "full": "configs.score_sde.cifar10_vp"}
 _FASHION = "configs.images.fashion_mnist_small"
-# On the larger images fewer rows: a call there costs forty times as much.
+# On the larger images fewer rows, samples and seeds: a call there costs forty times as much.
 _FEWER = (
     *(s for s in BASES if s.label != "DPM-Solver 3M"),
     Solver("DEIS tAB3", "deis_tab3", {"grid": "quadratic"}),
@@ -62,8 +62,10 @@ def measure(options):
             "Fashion-MNIST",
             _FEWER,
             seeds=range(min(options.seeds, 1)),
-            num=options.num or 500,
+            num=options.num or 300,
             batch_size=100,
+            reference_steps=100,
+            statistics_options={"num": 128, "intervals": 60},
             classifier=options.workdir / "classifier_fashion_mnist.npz",
         )
     elif options.scale == "cpu":

@@ -28,7 +28,6 @@ from diffusion_jax.samplers import (
 )
 
 CALLS = (5, 6, 8, 10, 15, 20)
-_REFERENCE_STEPS = 300
 
 
 class Solver(NamedTuple):
@@ -95,6 +94,11 @@ def rms(x, y) -> float:
     return float(np.sqrt(np.mean((np.asarray(x, np.float64) - np.asarray(y, np.float64)) ** 2)))
 
 
+def distance(x, y) -> float:
+    """Root mean square distance of points, `[B, D]` each: `sqrt(D)` times `rms`."""
+    return rms(x, y) * float(np.sqrt(np.shape(x)[1]))
+
+
 def mixture():
     """The mixture of three Gaussians, 16 starts, and where the exact flow carries them."""
     stored = np.load(pathlib.Path(__file__).parent / "mixture.npz")
@@ -127,8 +131,7 @@ def on_the_mixture(
                         continue
                     end = sample(sampler, model, None, jnp.asarray(starts))
                     row = {"model": "mixture", "sampler": solver.label, "grid": grid}
-                    distance = rms(end, ends) * np.sqrt(ends.shape[1])
-                    rows.append(row | {"nfe": nfe, "rms": float(distance)})
+                    rows.append(row | {"nfe": nfe, "rms": distance(end, ends)})
     return rows
 
 
@@ -143,14 +146,18 @@ def on_a_model(
     batch_size: int = 500,
     classifier: pathlib.Path | None = None,
     options: Mapping[str, Any] | None = None,
+    reference_steps: int = 300,
+    statistics_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of a trained image model: mean and deviation over the seeds of error and distances.
 
-    All solvers of a seed start from the same noise. `options` are given to every solver.
+    All solvers of a seed start from the same noise. `options` are given to every solver,
+    `statistics_options` to `run.measure_statistics`; the flow is that of `reference_steps` of a
+    third-order solver.
     """
     process = run.method.process
     wanted = any(s.statistics for s in solvers)
-    statistics = runs.measure_statistics(run, num=512, intervals=120) if wanted else None
+    statistics = runs.measure_statistics(run, **(statistics_options or {})) if wanted else None
     built = {}
     for solver in solvers:
         for nfe in calls:
@@ -166,7 +173,7 @@ def on_a_model(
         jax.random.key(0),
         cache=classifier,
     )
-    exact = dpm_solver(process, _REFERENCE_STEPS, order=3, exact_d2=True, **(options or {}))
+    exact = dpm_solver(process, reference_steps, order=3, exact_d2=True, **(options or {}))
     batch = runs.conditions(run, num)
     figures: dict[tuple, list[dict[str, float]]] = {label: [] for label in built}
     floor = []
@@ -178,7 +185,7 @@ def on_a_model(
         for label, sampler in walk:
             drawn = runs.draw(run, batch, key, sampler=sampler, batch_size=batch_size)
             figures[label].append({"rms": rms(drawn, reference), **quality.distances(drawn)})
-    figures[f"exact flow, {_REFERENCE_STEPS} steps", exact.nfe] = floor
+    figures[f"exact flow, {reference_steps} steps", exact.nfe] = floor
     rows = []
     for (label, nfe), measured in figures.items():
         row = {"model": model, "sampler": label, "nfe": nfe}

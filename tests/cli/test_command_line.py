@@ -208,5 +208,6 @@ def test_help_names_every_command():
         text=True,
         check=True,
     ).stdout
-    for command in ("train", "sample", "evaluate", "inspect", "list", "doctor"):
+    names = "train sample evaluate likelihood statistics inspect list doctor".split()
+    for command in names:
         assert command in shown

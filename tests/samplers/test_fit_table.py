@@ -138,6 +138,17 @@ def test_a_saved_table_comes_back_bit_for_bit(fitted, tmp_path):
     )
 
 
+def test_a_saved_table_is_a_sampler_by_name(fitted, tmp_path):
+    path = tmp_path / "five.npz"
+    save_table(path, VP, fitted[0])
+    for sampler in (build_sampler(VP, str(path)), build_sampler(VP, str(path), 5)):
+        np.testing.assert_array_equal(sampler.times, fitted[0].times)
+    with pytest.raises(ValueError, match="makes 5 network calls, 8 are asked for"):
+        build_sampler(VP, str(path), 8)
+    with pytest.raises(ValueError, match="a saved table takes no options, got grid"):
+        build_sampler(VP, str(path), grid="karras")
+
+
 @pytest.mark.parametrize(
     "build", (lambda: ddim(VP, 4, eta=1.0), lambda: edm_heun(VP, 3, s_churn=9))
 )

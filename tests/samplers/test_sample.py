@@ -336,5 +336,7 @@ def test_denoisers_of_equal_fields_are_told_apart():
 
     assert jax.tree.structure(Plus(1.0)) == jax.tree.structure(Minus(1.0))
     sampler = ddim(VP, 2, grid=[1.0, 0.5, 0.0])
-    ends = [float(sample(sampler, make(1.0), None, jnp.ones((1, 1)))[0, 0]) for make in (Plus, Minus)]
+    ends = [
+        float(sample(sampler, make(1.0), None, jnp.ones((1, 1)))[0, 0]) for make in (Plus, Minus)
+    ]
     assert ends == [1.0, -1.0]
