@@ -105,6 +105,21 @@ def build_process(config: Mapping[str, Any], spec: DataSpec):
     return construct("process", config, "process", **options)
 
 
+# Scale of the network's time features where it is told c_noise instead of t: log(sigma / alpha) / 4 for
+# "edm", 250 log t for "ddbm". Features that turn often within its range make a model rough in time.
+_TIME_SCALES = {"edm": 16.0, "ddbm": 1.0}
+
+
+def _parameterization(config: Mapping[str, Any]) -> str | None:
+    """The parameterization that the config's method has, by default or by name."""
+    options = to_plain(config.get("method", {}))
+    name = options.get("name")
+    if name not in registry.names("method"):
+        return None
+    default = inspect.signature(registry.get("method", name)).parameters.get("parameterization")
+    return options.get("parameterization", default.default if default else None)
+
+
 def build_network(config: Mapping[str, Any], spec: DataSpec):
     """The network module; classes, vocabulary and source channels come from the data."""
     defaults: dict[str, Any] = {"num_classes": spec.num_classes}
@@ -112,9 +127,9 @@ def build_network(config: Mapping[str, Any], spec: DataSpec):
         defaults["vocab_size"] = spec.vocab_size
     if "source" in spec.elements:
         defaults["source_channels"] = spec.elements["source"].shape[-1]
-    method = to_plain(config.get("method", {}))
-    if method.get("name") == "bridge" and method.get("parameterization", "ddbm") == "ddbm":
-        defaults["time_scale"] = 1.0  # the network is told 250 log t, not t
+    scale = _TIME_SCALES.get(_parameterization(config))
+    if scale is not None:
+        defaults["time_scale"] = scale
     return construct("network", config, "network", **defaults)
 
 

@@ -18,10 +18,7 @@ mean of f1, and |s| is limited. The published program has no code for these stat
 """
 
 import dataclasses
-import json
 import os
-import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.array_files import read_arrays, write_arrays
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import example_keys, join_traced, normal_per_example, split_traced
 from diffusion_jax.processes import GaussianProcess
@@ -154,20 +152,11 @@ class ModelStatistics:
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz file; readers find the old file or the new one, never a part."""
-        path = pathlib.Path(path)
+        """Writes an .npz file, see `array_files`."""
         about = {
             name: getattr(self, name) for name in ("process", "t_start", "t_end", "num", "checksum")
         }
-        fresh = path.with_name(path.name + ".tmp")
-        with fresh.open("wb") as file:
-            np.savez(
-                file,
-                format=np.array(_FORMAT),
-                about=np.array(json.dumps(about)),
-                **{name: getattr(self, name) for name in _ARRAYS},
-            )
-        os.replace(fresh, path)
+        write_arrays(path, _FORMAT, about, {name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ModelStatistics":
@@ -177,24 +166,9 @@ class ModelStatistics:
           FileNotFoundError: no such file.
           ValueError: the file is damaged, or is not one of statistics.
         """
-        path = pathlib.Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no statistics file {str(path)!r}")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if (broken := archive.testzip()) is not None:
-                    raise ValueError(f"{broken} fails its checksum")
-            with np.load(path, allow_pickle=False) as stored:
-                if "format" not in stored or str(stored["format"]) != _FORMAT:
-                    raise ValueError("it was not written by ModelStatistics.save")
-                about = json.loads(str(stored["about"]))
-                return cls(**{name: stored[name] for name in _ARRAYS}, **about)
-        except MemoryError:
-            raise
-        except Exception as error:  # zip, zlib, header and JSON damage each raise their own kind
-            raise ValueError(
-                f"{path} is damaged or holds no model statistics: {' '.join(str(error).split())}"
-            ) from error
+        return read_arrays(
+            path, _FORMAT, "model statistics", lambda about, arrays: cls(**arrays, **about)
+        )
 
 
 def _schedule(process, lam):

@@ -1,14 +1,10 @@
 """Tables on disk: a fitted solver is kept beside its model, as any table can be."""
 
 import dataclasses
-import json
 import os
-import pathlib
-import zipfile
 from typing import Any
 
-import numpy as np
-
+from diffusion_jax.array_files import read_arrays, write_arrays
 from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.samplers.linear import D, LinearInit, LinearStep, Rows, Structure, Y
 from diffusion_jax.samplers.model_statistics import describe
@@ -52,17 +48,7 @@ def save_table(path: str | os.PathLike, process: Any, sampler: Sampler) -> None:
         arrays |= {f"start.{output}.{name}": v for name, v in form.items()}
     if "draw" in sampler.xs:
         arrays["draw"] = sampler.xs["draw"]
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("wb") as file:
-        np.savez(
-            file,
-            format=np.array(_FORMAT),
-            about=np.array(json.dumps(about)),
-            **{name: np.asarray(v) for name, v in arrays.items()},
-        )
-    os.replace(fresh, path)
+    write_arrays(path, _FORMAT, about, arrays)
 
 
 def load_table(
@@ -83,28 +69,16 @@ def load_table(
       FileNotFoundError: no such file.
       ValueError: a damaged file or none of a table, another process, another `nfe` or shape.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no table file {str(path)!r}")
     if not isinstance(process, GaussianProcess):
         raise ValueError(f"a saved table needs a Gaussian process, got {type(process).__name__}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"{broken} fails its checksum")
-        with np.load(path, allow_pickle=False) as stored:
-            if "format" not in stored or str(stored["format"]) != _FORMAT:
-                raise ValueError("it was not written by save_table")
-            about = json.loads(str(stored["about"]))
-            sampler = _restore(about, {name: stored[name] for name in stored.files})
-    except MemoryError:
-        raise
-    except Exception as error:  # zip, zlib, header and JSON damage each raise their own kind
-        raise ValueError(
-            f"{path} is damaged or holds no table: {' '.join(str(error).split())}"
-        ) from error
-    if about["process"] != describe(process):
-        raise ValueError(f"{path} was made for {about['process']}, not for {describe(process)}")
+    made_for, sampler = read_arrays(
+        path,
+        _FORMAT,
+        "solver table",
+        lambda about, arrays: (about["process"], _restore(about, arrays)),
+    )
+    if made_for != describe(process):
+        raise ValueError(f"{path} was made for {made_for}, not for {describe(process)}")
     if nfe is not None and nfe != sampler.nfe:
         raise ValueError(f"{path} makes {sampler.nfe} network calls, {nfe} are asked for")
     for array in sampler.xs["arrays"]:

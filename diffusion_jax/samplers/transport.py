@@ -15,7 +15,6 @@ Deviations from the official code: the source is standard normal, as the process
 are kept.
 """
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.array_files import read_arrays, write_arrays
 from diffusion_jax.numerics import pytree_dataclass, static
 from diffusion_jax.registry import closest
 
@@ -136,43 +136,27 @@ class TransportMap:
         return jnp.asarray(self.targets)[self.cells(x)].astype(x.dtype)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Writes the map as .npz, without pickle."""
-        path = Path(path)
+        """Writes an .npz file, see `array_files`."""
         arrays = {f: getattr(self, f) for f in _ARRAYS if getattr(self, f) is not None}
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            __format__=np.array("diffusion_jax transport map 1"),
-            source=np.array(self.source),
-            chunk=np.array(self.chunk),
-            **{name: np.asarray(value) for name, value in arrays.items()},
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.tmp")
-        fresh.write_bytes(buffer.getvalue())
-        os.replace(fresh, path)
-        return path
+        return write_arrays(path, _FORMAT, {"source": self.source, "chunk": self.chunk}, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TransportMap":
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: no such file, or not such a file.
+          FileNotFoundError: no such file.
+          ValueError: a damaged file, or none of a transport map.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                held = {name: file[name] for name in file.files}
-            if str(held.pop("__format__")) != "diffusion_jax transport map 1":
-                raise ValueError("another format")
-        except Exception as error:
-            raise ValueError(f"{path} is not a saved transport map: {error}") from error
-        source, chunk = str(held.pop("source")), int(held.pop("chunk"))
-        numbers = {n: held.pop(n).item() for n in ("t", "grad_norm", "steps") if n in held}
-        arrays = {name: jnp.asarray(value) for name, value in held.items()}
-        return cls(**arrays, **numbers, source=source, chunk=chunk)
+
+        def build(about, held):
+            numbers = {n: held.pop(n).item() for n in ("t", "grad_norm", "steps") if n in held}
+            return cls(**{name: jnp.asarray(v) for name, v in held.items()}, **numbers, **about)
+
+        return read_arrays(path, _FORMAT, "transport map", build)
 
 
+_FORMAT = "diffusion_jax.transport_map.1"
 _ARRAYS = ("potential", "targets", "masses", "grad_norm", "steps", "t")
 
 

@@ -63,6 +63,15 @@ def test_bridge_takes_source_channels_from_the_data():
     assert builder.build_method(plain, paired().spec).module.time_scale == 1000.0
 
 
+def test_time_features_fit_what_the_network_is_told():
+    """log(sigma / alpha) / 4 spans about 3 units: features made for t would make the model rough."""
+    for options, scale in (({}, 16.0), ({"parameterization": "eps"}, 1000.0)):
+        config = changed(SCORE, method=options)
+        assert builder.build_method(config, digits().spec).module.time_scale == scale
+    chosen = changed(SCORE, network={"time_scale": 5.0})
+    assert builder.build_method(chosen, digits().spec).module.time_scale == 5.0
+
+
 def test_what_the_config_says_overrides_the_data():
     config = changed(SCORE, network={"num_classes": 3})
     assert builder.build_method(config, digits().spec).module.num_classes == 3

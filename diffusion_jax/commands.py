@@ -1,0 +1,381 @@
+"""What each command of `python -m diffusion_jax` does: `(arguments, rest) -> exit status`.
+
+`rest` are arguments the parser does not know: overrides of a config, or a mistake.
+"""
+
+import importlib.util
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+
+class UsageError(ValueError):
+    """A mistake on the command line."""
+
+
+def load_config(arguments: Sequence[str]):
+    """A config from `--config=FILE[:argument]` and overrides `--config.section.field=value`.
+
+    Raises:
+      UsageError: no file, a file without `get_config`, an unknown field, a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from diffusion_jax.registry import closest
+
+    values, line = flags.FlagValues(), ["diffusion_jax", *arguments]
+    config_flags.DEFINE_config_file("config", None, "the config", flag_values=values, sys_argv=line)
+    path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), "")
+    file = pathlib.Path(path.split(":", 1)[0])
+    if path and not file.is_file():
+        near = sorted(
+            p.as_posix() for p in pathlib.Path("configs").glob("*/*.py") if p.stem[0] != "_"
+        )
+        raise UsageError(f"no config file {str(file)!r}{closest(str(file), near)}")
+    try:
+        values(line)
+        config = values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+        raise UsageError(_config_message(error, arguments, file)) from error
+    if config is None:
+        raise UsageError("--config=FILE is missing")
+    return config
+
+
+def _config_message(error: Exception, arguments: Sequence[str], file: pathlib.Path) -> str:
+    """Which override is at fault, and the fields there are."""
+    from ml_collections import ConfigDict
+
+    from diffusion_jax.registry import closest
+
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    node: Any = module.get_config() if hasattr(module, "get_config") else None
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        name = argument[2:].split("=", 1)[0]
+        here = node
+        for part in name.split(".")[1:]:
+            if not isinstance(here, ConfigDict) or part not in here:
+                valid = list(here.keys()) if isinstance(here, ConfigDict) else []
+                return f"unknown config field {name!r}{closest(part, valid)}"
+            here = here[part]
+    return f"config: {' '.join(str(error).split())}"
+
+
+def _pairs(options: Sequence[str]) -> dict[str, Any]:
+    """`name=value` options of a sampler; values are JSON where they parse, text otherwise."""
+    out = {}
+    for option in options:
+        name, separator, value = option.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--option takes name=value, got {option!r}")
+        try:
+            out[name] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name] = value
+    return out
+
+
+def _need_workdir(path: str) -> pathlib.Path:
+    workdir = pathlib.Path(path)
+    if not workdir.is_dir():
+        raise UsageError(f"no run folder {path!r}; train one with: python -m diffusion_jax train")
+    return workdir
+
+
+def _sampler(run, arguments):
+    """The sampler asked for on the command line, or None for the run's own."""
+    options = _pairs(arguments.option)
+    if arguments.sampler is None and arguments.nfe is None and not options:
+        return None
+    from diffusion_jax.run import build_sampler
+
+    return build_sampler(run, arguments.sampler, arguments.nfe, **options)
+
+
+def command_train(arguments, rest) -> int:
+    config = load_config(rest)
+    from diffusion_jax import run as runs
+    from diffusion_jax.training import NonFiniteError
+
+    try:
+        result = runs.train_run(
+            config,
+            arguments.workdir,
+            accept_changes=arguments.accept_changes,
+            fallback=arguments.fallback,
+        )
+    except NonFiniteError as error:
+        print(f"diffusion_jax: {error}", file=sys.stderr)
+        return 3
+    print(f"{result.status} after {result.step} steps: {arguments.workdir}")
+    if result.metrics:
+        print(", ".join(f"{k} {v:.4g}" for k, v in result.metrics.items()))
+    return 0
+
+
+def command_sample(arguments, rest) -> int:
+    _refuse(rest)
+    workdir, out = _need_workdir(arguments.workdir), pathlib.Path(arguments.out)
+    if out.suffix not in (".png", ".npz", ".txt"):
+        raise UsageError(f"--out must end in .png, .npz or .txt, got {arguments.out!r}")
+    if arguments.trajectory and out.suffix != ".png":
+        raise UsageError("--trajectory draws a strip: --out must end in .png")
+    import jax
+    import numpy as np
+
+    from diffusion_jax import __version__, evaluation
+    from diffusion_jax import run as runs
+
+    run = runs.open_run(workdir, arguments.weights, arguments.step)
+    sampler = _sampler(run, arguments) or run.method.default_sampler
+    batch = runs.conditions(run, arguments.num, label=arguments.label)
+    textual = run.spec.show in ("text", "bytes")
+    if (out.suffix == ".txt") and not textual:
+        raise UsageError(
+            f"the model makes {run.spec.kind}, not text: --out must end in .png or .npz"
+        )
+    drawn = runs.draw(
+        run,
+        batch,
+        jax.random.key(arguments.seed),
+        sampler=sampler,
+        batch_size=arguments.batch_size,
+        progress=True,
+        trajectory=arguments.trajectory,
+    )
+    samples, path = drawn if arguments.trajectory else (drawn, None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, samples=samples, **{k: v for k, v in batch.items() if k != "index"})
+    elif textual:
+        texts = run.spec.decode(samples)
+        if out.suffix == ".txt":
+            out.write_text("\n".join(texts) + "\n")
+        else:
+            evaluation.save_png(out, evaluation.text_image(texts))
+    elif run.spec.show is None:
+        raise UsageError("the model makes points, not pictures: --out must end in .npz")
+    elif arguments.trajectory:
+        evaluation.save_png(out, runs.strip_of(run.spec, path[:, :8]))
+    else:
+        evaluation.save_png(out, runs.grid_of(run.spec, samples, batch))
+    evaluation.write_json(
+        out.with_name(out.name + ".json"),
+        {
+            "sampler": sampler.name,
+            "nfe": sampler.nfe,
+            "times": np.asarray(sampler.times),
+            "options": _pairs(arguments.option),
+            "num": arguments.num,
+            "seed": arguments.seed,
+            "workdir": str(workdir),
+            "step": run.step,
+            "weights": run.weights,
+            "checksum": runs.checksum(run.params),
+            "version": __version__,
+        },
+    )
+    print(f"{arguments.num} samples, {sampler.name}, {sampler.nfe} network calls: {out}")
+    return 0
+
+
+def command_evaluate(arguments, rest) -> int:
+    _refuse(rest)
+    workdir = _need_workdir(arguments.workdir)
+    from diffusion_jax import evaluation
+    from diffusion_jax import run as runs
+    from diffusion_jax.judge import judge, table
+
+    run = runs.open_run(workdir, arguments.weights, arguments.step)
+    overrides: dict[str, Any] = {}
+    if arguments.sampler or arguments.nfe or arguments.option:
+        name = arguments.sampler or run.method.default_sampler.name
+        chosen = {"name": name, **_pairs(arguments.option)}
+        overrides["samplers"] = [chosen | ({"nfe": arguments.nfe} if arguments.nfe else {})]
+    if arguments.num:
+        overrides["num"] = arguments.num
+    result = judge(run, **overrides)
+    report = {k: result[k] for k in ("rows", "likelihood")}
+    report |= {"step": run.step, "weights": run.weights, "checksum": runs.checksum(run.params)}
+    evaluation.write_json(workdir / "evaluation.json", report)
+    print(table(result["rows"]))
+    if result["likelihood"]:
+        print(", ".join(f"{k} {v:.4g}" for k, v in result["likelihood"].items()))
+    print(f"written: {workdir / 'evaluation.json'}")
+    return 0
+
+
+def command_likelihood(arguments, rest) -> int:
+    _refuse(rest)
+    workdir = _need_workdir(arguments.workdir)
+    out = None if arguments.out is None else pathlib.Path(arguments.out)
+    if out is not None and out.suffix != ".npz":
+        raise UsageError(f"--out must end in .npz, got {arguments.out!r}")
+    from diffusion_jax.samplers.probability_flow import SOLVERS
+
+    if arguments.sampler is not None:
+        raise UsageError(
+            f"--sampler={arguments.sampler!r} has no likelihood: samplers take fixed steps, or draw noise."
+            " The likelihood is that of the probability-flow ODE; choose its --solver:"
+            f" {', '.join(sorted(SOLVERS))}"
+        )
+    import jax
+    import numpy as np
+
+    from diffusion_jax import __version__, evaluation
+    from diffusion_jax import run as runs
+
+    run = runs.open_run(workdir, arguments.weights, arguments.step)
+    options = {name: getattr(arguments, name) for name in _LIKELIHOOD}
+    found, report = evaluation.score_run(
+        run, jax.random.key(arguments.seed), num=arguments.num, progress=True, **options
+    )
+    report |= {"seed": arguments.seed, "step": run.step, "weights": run.weights}
+    report |= {"checksum": runs.checksum(run.params), "version": __version__}
+    evaluation.write_json(workdir / "likelihood.json", report, nonfinite="null")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out, latents=found.latents, log_p=found.log_p)
+    print(
+        f"{found.bits_per_dim:.4f} bits per dimension, standard error {found.standard_error:.4f}:"
+        f" {report['num']} held-out examples of {report['levels']} levels"
+    )
+    if arguments.draws > 1:
+        print(f"{found.importance_bits:.4f} with {arguments.draws} draws importance-weighted")
+    print(
+        f"{found.nfe} network calls ({found.nfe_mean:.1f} an example), round trip within"
+        f" {found.round_trip:.1e}"
+    )
+    print(f"written: {workdir / 'likelihood.json'}{'' if out is None else f', {out}'}")
+    return 0
+
+
+_LIKELIHOOD = (
+    "divergence",
+    "probes",
+    "noise",
+    "dequantisation",
+    "draws",
+    "levels",
+    "batch_size",
+    "solver",
+    "rtol",
+    "atol",
+    "max_steps",
+)
+
+
+def command_statistics(arguments, rest) -> int:
+    _refuse(rest)
+    workdir = _need_workdir(arguments.workdir)
+    out = workdir / "statistics.npz" if arguments.out is None else pathlib.Path(arguments.out)
+    if out.suffix != ".npz":
+        raise UsageError(f"--out must end in .npz, got {arguments.out!r}")
+    from diffusion_jax import run as runs
+
+    begin = time.perf_counter()
+    run = runs.open_run(workdir, arguments.weights, arguments.step)
+    names = ("num", "intervals", "seed", "batch_size", "probes", "t_start", "t_end")
+    options = {name: getattr(arguments, name) for name in names}
+    statistics = runs.measure_statistics(run, progress=True, **options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    statistics.save(out)
+    lam, l, s = statistics.lam, statistics.l, statistics.s
+    print(
+        f"{statistics.num} examples, lam {lam[0]:.2f} to {lam[-1]:.2f} in {statistics.intervals} "
+        f"intervals: mean l {l[0].mean():.4f} to {l[-1].mean():.4f}, mean s {s[0].mean():.3f} to "
+        f"{s[-1].mean():.3f}; {time.perf_counter() - begin:.0f} s: {out}"
+    )
+    return 0
+
+
+def command_inspect(arguments, rest) -> int:
+    config = load_config(rest)
+    from diffusion_jax import builder
+    from diffusion_jax import run as runs
+    from diffusion_jax.data.pipeline import Pipeline
+    from diffusion_jax.training import Trainer
+    from diffusion_jax.training.report import summary
+
+    options, data_options = runs.train_config(config)
+    source = builder.build_data(config, "train")
+    built = builder.build_method(config, source.spec)
+    print(config)
+    print(f"data: {len(source)} examples of {source.spec.kind}")
+    for name, element in source.spec.elements.items():
+        print(f"  {name}: {element.dtype} {list(element.shape)}")
+    pipeline = Pipeline(source, options.batch_size, options.seed, **data_options)
+    trainer = Trainer(built.method, pipeline.batch(0), options)
+    print(summary(trainer.report))
+    sampler = built.method.default_sampler
+    print(f"sampler: {sampler.name}, {sampler.nfe} network calls a sample")
+    return 0
+
+
+LISTS = {
+    "processes": "process",
+    "schedules": "schedule",
+    "samplers": "sampler",
+    "time_grids": "time_grid",
+    "networks": "network",
+    "methods": "method",
+    "weightings": "weighting",
+    "times": "times",
+    "data": "data",
+}
+
+
+def command_list(arguments, rest) -> int:
+    _refuse(rest)
+    from diffusion_jax import registry
+
+    if arguments.what not in (None, "papers", *LISTS):
+        raise UsageError(
+            f"unknown list {arguments.what!r}{registry.closest(arguments.what, [*LISTS, 'papers'])}"
+        )
+    for title, kind in LISTS.items():
+        if arguments.what not in (None, title):
+            continue
+        print(f"{title}:")
+        for name in registry.names(kind):
+            found = registry.entry(kind, name)
+            meta = " ".join(f"{k}={v}" for k, v in found.meta.items() if v is not None)
+            summary = (found.build.__doc__ or "").strip().split("\n")[0]
+            print(f"  {name:18s} {summary}  [{meta}]" if meta else f"  {name:18s} {summary}")
+    if arguments.what in (None, "papers"):
+        print("papers:")
+        for paper, used in sorted(_papers().items()):
+            print(f"  arXiv {paper}: {', '.join(used)}")
+    return 0
+
+
+def _papers() -> dict[str, list[str]]:
+    from diffusion_jax import registry
+
+    papers: dict[str, list[str]] = {}
+    for kind in LISTS.values():
+        for name in registry.names(kind):
+            paper = registry.entry(kind, name).meta.get("paper")
+            if paper:
+                papers.setdefault(paper, []).append(f"{kind} {name}")
+    return papers
+
+
+def command_doctor(arguments, rest) -> int:
+    _refuse(rest)
+    from diffusion_jax.doctor import examine
+
+    return examine()
+
+
+def _refuse(rest: Sequence[str]) -> None:
+    if rest:
+        raise UsageError(f"unknown argument {rest[0]!r}; see --help")
