@@ -22,6 +22,11 @@ def table_names(family):
     return [n for n in names if registry.entry("sampler", n).meta.get("table", True)]
 
 
+def least_steps(name):
+    """The fewest steps that the registered sampler `name` takes: those of its order."""
+    return registry.entry("sampler", name).meta.get("min_steps", 1)
+
+
 def required(name, process):
     """Arguments that the registered sampler `name` needs on a process."""
     return _REQUIRED[name](process) if name in _REQUIRED else {}

@@ -22,7 +22,7 @@ import numpy as np
 from diffusion_jax.registry import closest, register
 from diffusion_jax.samplers.dpm_solver import _check, _first_order
 from diffusion_jax.samplers.first_order import noise_weight
-from diffusion_jax.samplers.gaussian_path import GaussianPath, gaussian_path
+from diffusion_jax.samplers.gaussian_path import GaussianPath, check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, Form, H, Rows, Y
 from diffusion_jax.samplers.scan import Sampler
 
@@ -215,7 +215,7 @@ def deis(
     Equivalences: "t_ab" and "rho_ab" with order 0, "ipndm" with order 0 and "rho_rk" with "euler" are
       DDIM. "t_ab" is exact where eps is a polynomial in t of degree `order`.
     Raises:
-      ValueError: an option outside the values above, or a bad grid.
+      ValueError: an option outside the values above, fewer steps than the order, or a bad grid.
     """
     _check("method", method, METHODS)
     _check("order", order, (0, 1, 2, 3))
@@ -224,6 +224,8 @@ def deis(
     if grid is None:
         grid = "uniform" if method == "ipndm" else "quadratic"
     p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)
+    if method != "rho_rk":
+        check_order(order, p.steps)
     if method == "rho_rk":
         rows, reached = _runge_kutta(p, RUNGE_KUTTA[rk]), RUNGE_KUTTA[rk].order
         name = f"deis_rhork_{rk}"
@@ -249,6 +251,8 @@ def _named(name, reached, calls="n", **fixed):
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"`deis` with {', '.join(f'{k}={v!r}' for k, v in fixed.items())}."
     meta = {"paper": "2204.13902", "order": reached, "calls": calls}
+    if "order" in fixed:
+        meta["min_steps"] = fixed["order"]
     register("sampler", name, family="gaussian", **meta)(make)
 
 

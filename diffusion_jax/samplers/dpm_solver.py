@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.registry import register
 from diffusion_jax.samplers.first_order import blended
-from diffusion_jax.samplers.gaussian_path import GaussianPath, gaussian_path
+from diffusion_jax.samplers.gaussian_path import GaussianPath, check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
 from diffusion_jax.samplers.time_grids import inner_rule, log_snr, resolve_grid
@@ -184,7 +184,7 @@ def dpm_solver(
       blend: multistep: changes the first-order prediction, see `dualfast`.
     Equivalences: order 1 is DDIM.
     Raises:
-      ValueError: an option outside the values above, or a bad grid.
+      ValueError: an option outside the values above, fewer steps than the order, or a bad grid.
     """
     _check("order", order, (1, 2, 3))
     _check("prediction", prediction, ("x0", "eps"))
@@ -195,6 +195,7 @@ def dpm_solver(
     )
     if variant == "multistep":
         p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)
+        check_order(order, p.steps)
         rows = _multistep(
             p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero, blend
         )
@@ -206,6 +207,8 @@ def dpm_solver(
         if not callable(resolve_grid(process, grid)):
             raise ValueError("single steps lay out inner points: grid must be a name or a callable")
         calls = 10 if num_steps is None else num_steps
+        if isinstance(calls, int | np.integer):
+            check_order(order, calls)
         p, plan, lay = _singlestep_path(process, calls, order, grid, t_start, t_end)
         rows, reached = _singlestep(process, p, plan, lay, prediction, kind), order
     end = p.clean_point() if denoise_to_zero else p.point(p.steps)
@@ -246,6 +249,7 @@ def sde_dpm_solver_pp(
     if eta < 0:
         raise ValueError(f"eta must not be negative, got {eta}")
     p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10), Rows()
+    check_order(order, p.steps)
     lam = p.lam
     for i in range(p.steps):
         a1, s1 = p.alpha[i + 1], p.sigma[i + 1]
@@ -282,7 +286,8 @@ def _named(name, build, reached, **fixed):
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"`{build.__name__}` with {', '.join(f'{k}={v!r}' for k, v in fixed.items())}."
-    register("sampler", name, family="gaussian", paper="2211.01095", order=reached)(make)
+    meta = {"paper": "2211.01095", "order": reached, "min_steps": fixed["order"]}
+    register("sampler", name, family="gaussian", **meta)(make)
 
 
 for _p in (1, 2, 3):

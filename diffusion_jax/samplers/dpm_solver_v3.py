@@ -294,7 +294,8 @@ def dpm_solver_v3(
       statistics: `ModelStatistics` of this process, or the file of some (`python -m diffusion_jax
         statistics` writes one; `sample` and `evaluate` find it by themselves). They must reach over the
         times of the solver, unless they are constant.
-      order: 1, 2 or 3, of the predictor; a corrector has the same.
+      order: 1, 2 or 3, of the predictor; a corrector has the same. Lower in the first steps, so that
+        fewer steps than the order are steps of lower order (exact all the same where g is constant).
       predictor_pseudo, corrector_pseudo: divided differences in place of derivatives: order 2 at most where
         no true corrector follows. The pseudo corrector takes one point more.
       corrector: True, False, or "half": only for t <= 0.5 (on the EDM schedule t = sigma / sigma_max).

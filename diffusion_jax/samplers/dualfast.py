@@ -101,7 +101,8 @@ def _named(name, **fixed):
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"`dualfast` with {', '.join(f'{k}={v!r}' for k, v in fixed.items())}."
-    register("sampler", name, family="gaussian", paper="2506.13058")(make)
+    meta = {"paper": "2506.13058", "min_steps": fixed.get("order", 1)}
+    register("sampler", name, family="gaussian", **meta)(make)
 
 
 _named("dualfast_ddim", solver="ddim")

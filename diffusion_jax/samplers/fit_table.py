@@ -25,6 +25,7 @@ import numpy as np
 
 from diffusion_jax.numerics import batch_size, join_traced, split_traced
 from diffusion_jax.processes import GaussianProcess
+from diffusion_jax.registry import entry
 from diffusion_jax.samplers.build import build_sampler
 from diffusion_jax.samplers.dpm_solver import dpm_solver_pp
 from diffusion_jax.samplers.linear import D, LinearStep, Rows, Structure, Y
@@ -93,7 +94,8 @@ def _flat(x):
 
 
 def _candidates(process, nfe):
-    return [build_sampler(process, name, nfe, grid=grid) for name, grid in _STARTS]
+    fitting = [s for s in _STARTS if entry("sampler", s[0]).meta.get("min_steps", 1) <= nfe]
+    return [build_sampler(process, name, nfe, grid=grid) for name, grid in fitting]
 
 
 def _check_options(process, x_init, nfe, history, held_out, directions, steps):

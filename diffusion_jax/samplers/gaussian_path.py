@@ -41,6 +41,14 @@ def check_gaussian(process: Any) -> None:
         raise ValueError(f"this sampler needs a Gaussian process, got {type(process).__name__}")
 
 
+def check_order(order: int, steps: int) -> None:
+    """Raises ValueError where a multistep order can never be reached in so few steps."""
+    if order > steps:
+        raise ValueError(
+            f"order {order} needs at least {order} steps, got {steps}: take more steps or a lower order"
+        )
+
+
 def gaussian_path(
     process, num_steps, grid=None, t_start=None, t_end=None, default_steps=None
 ) -> GaussianPath:

@@ -26,7 +26,7 @@ from diffusion_jax.samplers.dpm_solver import (
     step_orders,
 )
 from diffusion_jax.samplers.first_order import blended
-from diffusion_jax.samplers.gaussian_path import gaussian_path
+from diffusion_jax.samplers.gaussian_path import check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, register_form
 from diffusion_jax.samplers.scan import Sampler
 
@@ -104,12 +104,14 @@ def unipc(
       blend: changes the first-order prediction, see `dualfast`.
     Equivalences: without corrector, order 1 is DDIM and order 2 with "bh2" is DPM-Solver++(2M).
     Raises:
-      ValueError: an option outside the values above, an index that is no step, or a bad grid.
+      ValueError: an option outside the values above, an index that is no step, fewer steps than the
+        order, or a bad grid.
     """
     _check("order", order, (1, 2, 3, 4))
     _check("variant", variant, ("bh1", "bh2"))
     _check("prediction", prediction, ("x0", "eps"))
     p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)
+    check_order(order, p.steps)
     off = list(corrector_off)
     for step in off:
         if not isinstance(step, int | np.integer) or not 0 <= step < p.steps:
@@ -151,7 +153,8 @@ def _named(name, reached, **fixed):
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"`unipc` with {', '.join(f'{k}={v!r}' for k, v in fixed.items())}."
-    register("sampler", name, family="gaussian", paper="2302.04867", order=reached)(make)
+    meta = {"paper": "2302.04867", "order": reached, "min_steps": fixed["order"]}
+    register("sampler", name, family="gaussian", **meta)(make)
 
 
 _named("unipc_1", 2, order=1)

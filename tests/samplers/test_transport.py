@@ -194,9 +194,9 @@ def test_save_and_load(tmp_path):
         np.testing.assert_array_equal(a, b)
     assert os.listdir(tmp_path / "deep") == ["ot.npz"]
     (tmp_path / "x.npz").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="x.npz is damaged or holds no transport map"):
+    with pytest.raises(ValueError, match=r"x\.npz is damaged or holds no transport map"):
         TransportMap.load(tmp_path / "x.npz")
-    with pytest.raises(FileNotFoundError, match="no file of transport map: .*none.npz"):
+    with pytest.raises(FileNotFoundError, match=r"no file of transport map: .*none\.npz"):
         TransportMap.load(tmp_path / "none.npz")
 
 
