@@ -23,6 +23,7 @@ from experiments.solvers.claim import YARDSTICK
 from experiments.solvers.comparison import (
     V3,
     Solver,
+    at_the_best_grid,
     distance,
     mixture,
     on_a_model,
@@ -156,7 +157,7 @@ def measure(options):
     folder, seeds = options.workdir / "fit_table", range(options.seeds)
     folder.mkdir(parents=True, exist_ok=True)
     rows = _fit_the_mixture(seeds, folder)
-    rows += _at_the_best_grid(on_the_mixture(_RIVALS, _MIXTURE_CALLS, _GRIDS))
+    rows += at_the_best_grid(on_the_mixture(_RIVALS, _MIXTURE_CALLS, _GRIDS))
     run = trained(options.config, options.workdir, run_name(CONFIGS[options.scale]))
     model = "digits" if options.scale == "cpu" else "cifar10"
     num = options.num or 1000
@@ -175,19 +176,7 @@ def measure(options):
             options={"grid": grid},
         )
     ]
-    return rows + _at_the_best_grid(found)
-
-
-def _at_the_best_grid(rows):
-    """One row a solver and number of calls: every figure at the grid that is best for it."""
-    found = {}
-    for row in rows:
-        own = found.setdefault((row["model"], row["sampler"], row["nfe"]), dict(row))
-        own.pop("grid", None)
-        for figure in ("rms", "frechet"):
-            if figure in row and row[figure] < own[figure]:
-                own |= {k: v for k, v in row.items() if k.startswith(figure)}
-    return list(found.values())
+    return rows + at_the_best_grid(found)
 
 
 def verdicts(rows):

@@ -197,6 +197,18 @@ def on_a_model(
     return rows
 
 
+def at_the_best_grid(rows):
+    """One row a solver and number of calls: every figure at the grid that is best for it."""
+    found = {}
+    for row in rows:
+        own = found.setdefault((row["model"], row["sampler"], row["nfe"]), dict(row))
+        own.pop("grid", None)
+        for figure in ("rms", "frechet"):
+            if figure in row and row[figure] < own[figure]:
+                own |= {k: v for k, v in row.items() if k.startswith(figure)}
+    return list(found.values())
+
+
 def select(rows, model: str, figure: str = "rms", grid: str | None = None):
     """`sampler -> {nfe: figure}` of one model (and grid)."""
     curves: dict[str, dict[int, float]] = {}
