@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+# With more curves than this the legend stands beside the axes, not over the curves.
+_MOST_INSIDE = 6
+_MARKERS = "osD^vP*X<>"
 # Up to so many different x are written out on a logarithmic axis; powers of ten hide an NFE of 20.
 _MOST_TICKS = 10
 
@@ -34,7 +37,7 @@ def line_plot(
         Points that are not finite, or not positive on a logarithmic axis, are left out.
       x_label, y_label, title: captions.
       log_x, log_y: logarithmic axes.
-      size: inches.
+      size: inches; with many curves the legend beside them takes more.
       dpi: dots per inch.
 
     Returns:
@@ -46,19 +49,24 @@ def line_plot(
     """
     if not curves:
         raise ValueError("a plot needs at least one curve")
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    beside = len(curves) > _MOST_INSIDE
+    size = (1.35 * size[0], 1.15 * size[1]) if beside else size
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, curve in curves.items():
+    colours = colormaps["tab20" if len(curves) > 10 else "tab10"].colors
+    for i, (name, curve) in enumerate(curves.items()):
         parts = _check_curve(name, curve)
         keep = np.all([np.isfinite(part) for part in parts], axis=0)
         keep &= (parts[0] > 0) if log_x else True
         keep &= (parts[1] > 0) if log_y else True
         x, y, *spread = [part[keep] for part in parts]
-        axes.errorbar(x, y, yerr=spread[0] if spread else None, marker="o", ms=4, label=name)
+        style = {"color": colours[i % len(colours)], "marker": _MARKERS[i % len(_MARKERS)]}
+        axes.errorbar(x, y, yerr=spread[0] if spread else None, ms=4, lw=1.2, label=name, **style)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     if log_x:
         axes.set_xscale("log")
@@ -72,7 +80,10 @@ def line_plot(
     if log_y:
         axes.set_yscale("log")
     axes.grid(True, which="both", alpha=0.25)
-    axes.legend(fontsize="small")
+    if beside:
+        figure.legend(loc="outside right upper", fontsize="small")
+    else:
+        axes.legend(fontsize="small")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -7,8 +7,8 @@ in pixels ("mmd2_pixels"), unbiased. One model is tuned on pixels instead. All r
 there are held-out ones; the last row is those themselves against the training images.
 
 Found on the digits, with 100 updates of batch 256: the squared MMD in the trained features falls below
-what the training images themselves have (-0.009), the other classifier's distances follow, and 10 calls
-after tuning beat 50 before. But MMD^2 in pixels *rises* at 3 calls (0.005 to 0.025, the verdict that does
+what the training images themselves have, the other classifier's distances follow, and 10 calls
+after tuning beat 50 before. But MMD^2 in pixels *rises* at 3 calls (the verdict that does
 not hold): what the trained features do not see may drift, so they must not be what judges.
 """
 

@@ -62,7 +62,7 @@ def measure(options):
             "Fashion-MNIST",
             _FEWER,
             seeds=range(min(options.seeds, 1)),
-            num=options.num or 300,
+            num=options.num or 200,
             batch_size=100,
             reference_steps=100,
             statistics_options={"num": 128, "intervals": 60},
