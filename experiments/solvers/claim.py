@@ -123,13 +123,15 @@ def report(rows) -> str:
             )
         ),
     ):
-        calls = sorted({n for c in _without_reference(curves).values() for n in c})
-        table = [{"sampler": k} | {str(n): v.get(n) for n in calls} for k, v in curves.items()]
         compared = _without_reference(curves)
+        calls = sorted({n for c in compared.values() for n in c})
+        table = [{"sampler": k} | {str(n): v.get(n) for n in calls} for k, v in compared.items()]
         table.append(
             {"sampler": "lowest"} | {str(n): best(compared, compared, n)[1] for n in calls}
         )
-        parts.append(f"**{model}: {figure}**\n\n")
+        exact = [v for k, c in curves.items() if k not in compared for v in c.values() if v]
+        own = f" (the exact flow's own: {exact[0]:.3g})" if exact else ""
+        parts.append(f"**{model}: {figure}{own}**\n\n")
         parts.append(evaluation.markdown_table(table, ["sampler", *map(str, calls)]) + "\n")
     return "".join(parts)
 
