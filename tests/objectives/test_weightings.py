@@ -68,6 +68,7 @@ def test_a_weighting_is_the_plain_error_in_its_prediction(name, weighting, x64):
 def test_integrals_weigh_by_the_rate_of_the_log_snr(name, x64):
     process = GAUSSIAN[name]
     t = np.linspace(process.t_min, process.t_max, 22)[1:-1]
+    t -= 0.3 / getattr(process, "num_train_steps", np.inf)  # off the knots of a list of betas
     step = 1e-6 * t
     rate = -(process.log_snr(t + step) - process.log_snr(t - step)) / (2 * step)
     slope = -(np.exp(process.log_snr(t + step)) - np.exp(process.log_snr(t - step))) / (2 * step)
