@@ -1,8 +1,9 @@
 """DPM-Solver-v3 (arXiv 2310.13268) against DPM-Solver++ and UniPC on a trained model.
 
 Every solver stands at the better of two time grids for each number of calls. On the exact mixture
-(`experiments.solvers`) v3 needs about 60% of the others' calls. On the digits model its lead is small,
-and it shows in the error to the flow, not in the Frechet distance: there the errors of the others happen
+(`experiments.solvers`) v3 needs about 60% of the others' calls. On the digits model, of a minute's
+training and with clipped predictions, its first order beats DDIM at every budget, and order 2 leads at 10
+calls; below 8 calls UniPC is closer to the flow. The Frechet distance favours others: their errors happen
 to move samples towards the data, below what the exact flow of the same network reaches.
 """
 
