@@ -144,7 +144,12 @@ def split_traced(tree: Any) -> tuple[list, Any]:
     """
     leaves, treedef = jax.tree.flatten(tree)
     traced = [isinstance(v, jax.Array | np.ndarray | np.generic | float) for v in leaves]
-    arrays = [v if is_array else None for v, is_array in zip(leaves, traced)]
+    # NumPy arrays are converted here: under `jax.enable_x64` in one call and without it in the next, jit
+    # has been seen to hand a float64 buffer to a float32 program.
+    arrays = [
+        jnp.asarray(v) if isinstance(v, np.ndarray | np.generic) else v if is_array else None
+        for v, is_array in zip(leaves, traced)
+    ]
     static = (
         treedef,
         _node_types(treedef),
