@@ -7,7 +7,7 @@ to be imported by hand before a name can be used.
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 # The package whose import registers every name of the kind.
@@ -67,6 +67,17 @@ def closest(value: str, valid) -> str:
     near = difflib.get_close_matches(str(value), valid, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{hint} valid: {', '.join(valid)}"
+
+
+def check_choice(name: str, value: Any, valid: Iterable[Any]) -> None:
+    """Raises ValueError: `<name> must be one of a, b, c; got 'x'; did you mean 'a'?` for what is none."""
+    valid = list(valid)
+    if any(v == value and isinstance(v, bool) == isinstance(value, bool) for v in valid):
+        return  # True is no order, and 1 no flag
+    near = difflib.get_close_matches(str(value), [v for v in valid if isinstance(v, str)], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(map(str, valid))
+    raise ValueError(f"{name} must be one of {listed}; got {value!r}{hint}")
 
 
 def entry(kind: str, name: str) -> Entry:

@@ -27,14 +27,13 @@ import tqdm
 
 from diffusion_jax.numerics import example_keys, namespace
 from diffusion_jax.processes import GaussianProcess
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 
 DEQUANTISATIONS = ("centred", "none", "tiled")
 
 
 def _check(method, levels, value_range):
-    if method not in DEQUANTISATIONS:
-        raise ValueError(f"unknown dequantisation {method!r}{closest(method, DEQUANTISATIONS)}")
+    check_choice("dequantisation", method, DEQUANTISATIONS)
     if levels < 2:
         raise ValueError(f"levels must be 2 or more, got {levels}")
     low, high = value_range

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.evaluation.files import write_atomically
+from diffusion_jax.registry import check_choice
 
 
 def _plain(value: Any, path: str, nonfinite: str) -> Any:
@@ -53,8 +54,7 @@ def write_json(path: str | os.PathLike, data: Any, *, nonfinite: str = "raise") 
     Raises:
       ValueError: a value that JSON cannot hold, a key that is no string, or an unknown `nonfinite`.
     """
-    if nonfinite not in ("raise", "null"):
-        raise ValueError(f"nonfinite must be 'raise' or 'null', got {nonfinite!r}")
+    check_choice("nonfinite", nonfinite, ("raise", "null"))
     text = json.dumps(_plain(data, "$", nonfinite), indent=2, allow_nan=False, ensure_ascii=False)
     return write_atomically(path, (text + "\n").encode())
 

@@ -31,7 +31,7 @@ from diffusion_jax.methods.base import OBJECTIVE, Method, assemble
 from diffusion_jax.methods.score import score
 from diffusion_jax.numerics import pytree_dataclass
 from diffusion_jax.objectives.features import Features, build_features
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.scan import sample as run_sampler
 
 SATURATION = ("straight_through", "hard", "none")
@@ -78,8 +78,7 @@ def mmd(
         saturation, features that are neither.
       ValueError (from the loss): a batch that is a part of the global one.
     """
-    if saturation not in SATURATION:
-        raise ValueError(f"unknown saturation {saturation!r}{closest(saturation, SATURATION)}")
+    check_choice("saturation", saturation, SATURATION)
     base = score(
         process,
         module,

@@ -29,7 +29,7 @@ from diffusion_jax.objectives.variational import (
     variational_terms,
 )
 from diffusion_jax.processes import LinearLogSNR
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 
 SCHEDULES = ("fixed", "scalar", "monotone")
 SCHEDULE_LOSSES = ("bound", "variance")
@@ -81,8 +81,7 @@ def build_log_snr(process: LinearLogSNR, schedule: str, **options: Any):
     from diffusion_jax.networks import log_snr  # imports flax
 
     modules = {"fixed": None, "scalar": log_snr.ScalarLogSNR, "monotone": log_snr.MonotoneLogSNR}
-    if schedule not in modules:
-        raise ValueError(f"unknown schedule {schedule!r}{closest(schedule, SCHEDULES)}")
+    check_choice("schedule", schedule, SCHEDULES)
     if options and schedule != "monotone":
         raise ValueError(f"schedule {schedule!r} takes no options, got {sorted(options)}")
     if modules[schedule] is None:
@@ -151,10 +150,7 @@ def vdm(
         raise ValueError(f"vdm needs the process linear_log_snr, got {type(process).__name__}")
     if spec.kind == "tokens":
         raise ValueError("vdm needs data of kind 'image' or 'points', got 'tokens'")
-    if schedule_loss not in SCHEDULE_LOSSES:
-        raise ValueError(
-            f"unknown schedule_loss {schedule_loss!r}{closest(schedule_loss, SCHEDULE_LOSSES)}"
-        )
+    check_choice("schedule_loss", schedule_loss, SCHEDULE_LOSSES)
     channels = spec.shape[-1]
     if fourier and getattr(module, "out_channels", channels) != channels:
         raise ValueError(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import constant, normal
 
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 
 ENDS = ("fixed", "learned", "free")
 
@@ -62,8 +62,7 @@ class MonotoneLogSNR(nn.Module):
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         """Raises ValueError for unknown `ends`, or features below 1."""
-        if self.ends not in ENDS:
-            raise ValueError(f"unknown ends {self.ends!r}{closest(self.ends, ENDS)}")
+        check_choice("ends", self.ends, ENDS)
         if self.features < 1:
             raise ValueError(f"features must be positive, got {self.features}")
         free, n = self.ends == "free", self.features

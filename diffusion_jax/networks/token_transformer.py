@@ -32,7 +32,7 @@ from diffusion_jax.networks.layers import (
     OutputDense,
     TransformerStack,
 )
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 
 _POSITIONS = ("rotary", "learned", "none")
 
@@ -156,11 +156,7 @@ class TokenTransformer(nn.Module):
             max_length=self.max_length,
         )
         check_divides("token_transformer", "heads", self.heads, "width", self.width)
-        if self.positions not in _POSITIONS:
-            raise ValueError(
-                f"token_transformer: unknown positions {self.positions!r}"
-                f"{closest(self.positions, _POSITIONS)}"
-            )
+        check_choice("token_transformer: positions", self.positions, _POSITIONS)
         check_rate("token_transformer", "dropout", self.dropout)
         return check_dtype("token_transformer", self.dtype)
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -160,8 +160,7 @@ def from_classifier(
     Raises:
       ValueError: an unknown layer; in `load`, a file that cannot be used or is missing.
     """
-    if layer not in LAYERS:
-        raise ValueError(f"unknown feature layer {layer!r}{closest(layer, LAYERS)}")
+    check_choice("feature layer", layer, LAYERS)
 
     def load():
         try:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.numerics import is_concrete, namespace, pytree_dataclass, static
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 
 
 class Kernel:
@@ -87,8 +87,7 @@ def build_kernel(name: str, **options: Any) -> Kernel:
     Raises:
       ValueError: an unknown name, or options it does not have.
     """
-    if name not in KERNELS:
-        raise ValueError(f"unknown kernel {name!r}{closest(name, KERNELS)}")
+    check_choice("kernel", name, KERNELS)
     try:
         return KERNELS[name](**options)
     except TypeError as error:

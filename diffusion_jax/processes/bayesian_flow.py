@@ -27,7 +27,7 @@ from diffusion_jax.numerics import (
     pytree_dataclass,
     static,
 )
-from diffusion_jax.processes.gaussian import GaussianProcess, _check_range
+from diffusion_jax.processes.gaussian import GaussianProcess, check_range
 from diffusion_jax.registry import register
 
 
@@ -62,7 +62,7 @@ class ContinuousBFN(GaussianProcess):
     default_grid = "uniform"
 
     def __post_init__(self):
-        _check_range(self, min_variance=(self.min_variance, 0.0, 1.0))
+        check_range(self, min_variance=(self.min_variance, 0.0, 1.0))
         _check_eta(self)
         check_times(self)
 
@@ -165,7 +165,7 @@ class DiscreteBFN:
             raise ValueError(
                 f"DiscreteBFN: vocab_size = {self.vocab_size!r} must be an int of at least 2"
             )
-        _check_range(self, beta1=(self.beta1, 0.0, float("inf")))
+        check_range(self, beta1=(self.beta1, 0.0, float("inf")))
         _check_eta(self)
         check_times(self)
 

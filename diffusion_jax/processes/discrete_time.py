@@ -14,23 +14,20 @@ import numpy as np
 
 from diffusion_jax.numerics import as_time, namespace, pytree_dataclass
 from diffusion_jax.processes.gaussian import GaussianProcess
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 
+SCHEDULES = ("linear", "scaled_linear", "cosine")
 _LEAST_LAM = -5.1  # entries with less log-SNR are left out: the cosine list ends at alpha = 0
 
 
 def _betas(schedule, steps, beta_min, beta_max):
+    check_choice("schedule", schedule, SCHEDULES)
     if schedule == "linear":
         return np.linspace(beta_min, beta_max, steps)
     if schedule == "scaled_linear":
         return np.linspace(np.sqrt(beta_min), np.sqrt(beta_max), steps) ** 2
-    if schedule == "cosine":
-        edges = np.cos((np.linspace(0.0, 1.0, steps + 1) + 0.008) / 1.008 * np.pi / 2.0) ** 2
-        return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
-    raise ValueError(
-        f"unknown beta schedule {schedule!r}"
-        f"{closest(schedule, ('linear', 'scaled_linear', 'cosine'))}"
-    )
+    edges = np.cos((np.linspace(0.0, 1.0, steps + 1) + 0.008) / 1.008 * np.pi / 2.0) ** 2
+    return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
 
 
 @pytree_dataclass

@@ -100,7 +100,8 @@ class GaussianProcess:
         return self.prior_std * normal_per_example(example_keys(key, index), like)
 
 
-def _check_range(process, **bounds):
+def check_range(process, **bounds):
+    """Raises ValueError unless `low < value < high` for each `name=(value, low, high)` of plain numbers."""
     for name, (value, low, high) in bounds.items():
         if is_concrete(value, low, high) and not low < value < high:
             raise ValueError(
@@ -129,7 +130,7 @@ class _LinearBeta(GaussianProcess):
         return -4.0 * log_alpha / (b0 + xp.sqrt(b0**2 - 4.0 * slope * log_alpha))
 
     def __post_init__(self):
-        _check_range(
+        check_range(
             self,
             beta_min=(self.beta_min, 0.0, float("inf")),
             beta_max=(self.beta_max, self.beta_min, float("inf")),
@@ -208,7 +209,7 @@ class Cosine(GaussianProcess):
     t_max: float = 0.9946
 
     def __post_init__(self):
-        _check_range(self, s=(self.s, 0.0, 1.0), t_max=(self.t_max, self.t_min, 1.0))
+        check_range(self, s=(self.s, 0.0, 1.0), t_max=(self.t_max, self.t_min, 1.0))
         check_times(self)
 
     def _angles(self, t):
@@ -270,7 +271,7 @@ class VE(GaussianProcess):
     default_grid = "karras"
 
     def __post_init__(self):
-        _check_range(self, sigma_min=(self.sigma_min, 0.0, self.sigma_max))
+        check_range(self, sigma_min=(self.sigma_min, 0.0, self.sigma_max))
         check_times(self)
 
     @property
@@ -315,7 +316,7 @@ class EDM(GaussianProcess):
     default_grid = "karras"
 
     def __post_init__(self):
-        _check_range(self, sigma_min=(self.sigma_min, 0.0, self.sigma_max))
+        check_range(self, sigma_min=(self.sigma_min, 0.0, self.sigma_max))
 
     @property
     def t_min(self):
@@ -366,7 +367,7 @@ class RectifiedFlow(GaussianProcess):
     default_grid = "uniform"
 
     def __post_init__(self):
-        _check_range(self, t_min=(self.t_min, 0.0, self.t_max), t_max=(self.t_max, self.t_min, 1.0))
+        check_range(self, t_min=(self.t_min, 0.0, self.t_max), t_max=(self.t_max, self.t_min, 1.0))
 
     @property
     def sampling_range(self):

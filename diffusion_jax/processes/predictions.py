@@ -9,14 +9,9 @@ All are evaluated in the dtype of x.
 """
 
 from diffusion_jax.numerics import expand
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 
 PREDICTIONS = ("x0", "eps", "v", "score", "velocity")
-
-
-def _check(kind):
-    if kind not in PREDICTIONS:
-        raise ValueError(f"unknown prediction {kind!r}{closest(kind, PREDICTIONS)}")
 
 
 def to_x0(kind, value, x, point):
@@ -29,7 +24,7 @@ def to_x0(kind, value, x, point):
     Raises:
       ValueError: unknown kind.
     """
-    _check(kind)
+    check_choice("prediction", kind, PREDICTIONS)
     if kind == "x0":
         return value
     alpha, sigma = expand(point["alpha"], x), expand(point["sigma"], x)
@@ -45,7 +40,7 @@ def to_x0(kind, value, x, point):
 
 def from_x0(kind, x0, x, point):
     """The prediction of a kind that means this x0: inverse of `to_x0`, same arguments."""
-    _check(kind)
+    check_choice("prediction", kind, PREDICTIONS)
     if kind == "x0":
         return x0
     alpha, sigma = expand(point["alpha"], x), expand(point["sigma"], x)
@@ -61,5 +56,5 @@ def from_x0(kind, x0, x, point):
 
 def convert(value, x, point, source, target):
     """A prediction of kind `source` as one of kind `target`; arguments as in `to_x0`."""
-    _check(target)
+    check_choice("prediction", target, PREDICTIONS)
     return value if source == target else from_x0(target, to_x0(source, value, x, point), x, point)

@@ -32,7 +32,7 @@ from diffusion_jax.samplers.k_diffusion import (
     dpmpp_sde,
     lms,
 )
-from diffusion_jax.samplers.linear import Form, Rows, with_noise
+from diffusion_jax.samplers.linear import Form, Pinned, Rows, with_noise
 from diffusion_jax.samplers.masked import first_hitting, masked_ancestral
 from diffusion_jax.samplers.model_statistics import ModelStatistics, model_statistics
 from diffusion_jax.samplers.predictor_corrector import (
@@ -64,6 +64,7 @@ __all__ = [
     "Form",
     "GaussianPath",
     "ModelStatistics",
+    "Pinned",
     "Rows",
     "Sampler",
     "StepInfo",

@@ -20,7 +20,7 @@ import dataclasses
 import numpy as np
 
 from diffusion_jax.processes import ContinuousBFN
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.bayesian_flow import LogitsPrepare, check_discrete, known_nothing
 from diffusion_jax.samplers.gaussian_path import gaussian_path
 from diffusion_jax.samplers.linear import ONE, A, D, H, Rows, Y, Z
@@ -29,11 +29,6 @@ from diffusion_jax.samplers.time_grids import build_times
 
 CONTINUOUS_RULES = ("ode1", "ode2", "sde2", "sde_euler")
 DISCRETE_RULES = ("ode1", "ode2m", "ode2s", "ode_euler", "sde1", "sde2m")
-
-
-def _check_rule(rule, valid):
-    if rule not in valid:
-        raise ValueError(f"unknown rule {rule!r}{closest(rule, valid)}")
 
 
 def _exponential(p, i, second, eta):
@@ -92,7 +87,7 @@ def bfn_solver(
       ValueError: unknown rule, not a Gaussian process, a bad grid, or one that begins at t = 1 of a
         `ContinuousBFN`.
     """
-    _check_rule(rule, CONTINUOUS_RULES)
+    check_choice("rule", rule, CONTINUOUS_RULES)
     p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=20)
     if known_nothing(p.point(0)):
         raise ValueError(
@@ -174,7 +169,7 @@ def bfn_solver_discrete(
     Raises:
       ValueError: unknown rule, another process, a bad grid, or t_start = 1 with an ODE rule.
     """
-    _check_rule(rule, DISCRETE_RULES)
+    check_choice("rule", rule, DISCRETE_RULES)
     check_discrete(process)
     times = build_times(process, num_steps, grid, t_start, t_end, default_steps=20)
     if times[0] == 1.0 and rule.startswith("ode"):

@@ -19,9 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.registry import closest, register
-from diffusion_jax.samplers.dpm_solver import _check, _first_order
-from diffusion_jax.samplers.first_order import noise_weight
+from diffusion_jax.registry import check_choice, register
+from diffusion_jax.samplers.first_order import ddim_step, noise_weight
 from diffusion_jax.samplers.gaussian_path import GaussianPath, check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, Form, H, Rows, Y
 from diffusion_jax.samplers.scan import Sampler
@@ -145,7 +144,7 @@ def _multistep(p: GaussianPath, table: np.ndarray) -> Rows:
             past = [eps, *(H(j) for j in range(1, min(i + 1, table.shape[1] - 1)))]
             y = table[i, 0] * Y + sum(c * m for c, m in zip(table[i, 1:], past))
         else:
-            y = _first_order(Y, p.point(i), p.point(i + 1))
+            y = ddim_step(Y, p.point(i), p.point(i + 1))
         rows.add(p.point(i), y, push=eps)
     return rows
 
@@ -160,7 +159,7 @@ def _runge_kutta(p: GaussianPath, rule: RungeKutta) -> Rows:
     rows, count = Rows(), len(rule.weights)
     for i in range(p.steps):
         if not np.isfinite(p.lam[i : i + 2]).all():
-            rows.add(p.point(i), _first_order(Y, p.point(i), p.point(i + 1)), anchor=Y, push=D)
+            rows.add(p.point(i), ddim_step(Y, p.point(i), p.point(i + 1)), anchor=Y, push=D)
             continue
         u, u1 = p.sigma[i : i + 2] / p.alpha[i : i + 2]
         du = u1 - u
@@ -178,10 +177,8 @@ def _runge_kutta(p: GaussianPath, rule: RungeKutta) -> Rows:
                 excess.append((d[0] - d[k] + bend) / (u + rule.nodes[k] * du))
             weights = rule.stages[j] if j < count - 1 else rule.weights
             bend = du * sum(map(operator.mul, excess, weights), Form())
-            kept = there["sigma"] / p.sigma[i]
-            ddim = kept * x + (there["alpha"] - kept * p.alpha[i]) * d[0]
-            anchor = A if 0 < j < count - 1 else Y
-            rows.add(here, ddim + there["alpha"] * bend, anchor=anchor, push=D)
+            y = ddim_step(x, points[0], there, d[0]) + there["alpha"] * bend
+            rows.add(here, y, anchor=A if 0 < j < count - 1 else Y, push=D)
     return rows
 
 
@@ -217,10 +214,9 @@ def deis(
     Raises:
       ValueError: an option outside the values above, fewer steps than the order, or a bad grid.
     """
-    _check("method", method, METHODS)
-    _check("order", order, (0, 1, 2, 3))
-    if rk not in RUNGE_KUTTA:
-        raise ValueError(f"unknown Runge-Kutta rule {rk!r}{closest(rk, RUNGE_KUTTA)}")
+    check_choice("method", method, METHODS)
+    check_choice("order", order, (0, 1, 2, 3))
+    check_choice("rk", rk, RUNGE_KUTTA)
     if grid is None:
         grid = "uniform" if method == "ipndm" else "quadratic"
     p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)

@@ -12,17 +12,12 @@ derivative it stands for, and its order is 2; `exact_d2=True` doubles it, and th
 
 import numpy as np
 
-from diffusion_jax.registry import register
-from diffusion_jax.samplers.first_order import blended
+from diffusion_jax.registry import check_choice, register
+from diffusion_jax.samplers.first_order import blended, ddim_step
 from diffusion_jax.samplers.gaussian_path import GaussianPath, check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
 from diffusion_jax.samplers.time_grids import inner_rule, log_snr, resolve_grid
-
-
-def _check(name, value, valid):
-    if value not in valid:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}; got {value!r}")
 
 
 def step_orders(p: GaussianPath, order: int, lower_order_final: bool) -> list[int]:
@@ -34,31 +29,26 @@ def step_orders(p: GaussianPath, order: int, lower_order_final: bool) -> list[in
     return orders
 
 
-def _prediction(kind, alpha, sigma):
+def prediction_form(kind, alpha, sigma):
+    """The prediction "x0" or "eps" at the point of the call."""
     return D if kind == "x0" else (Y - alpha * D) / sigma
 
 
-def _coefficients(kind, alpha, sigma, alpha1, sigma1):
+def exponential_coefficients(kind, alpha, sigma, alpha1, sigma1):
     """g, L and K of a step from (alpha, sigma) to (alpha1, sigma1)."""
     return (-1.0, sigma1 / sigma, alpha1) if kind == "x0" else (1.0, alpha1 / alpha, sigma1)
-
-
-def _first_order(x, here, there):
-    """x' of order 1, the same for both predictions, written so that infinite log-SNR does no harm."""
-    k = there["sigma"] / here["sigma"]
-    return k * x + (there["alpha"] - k * here["alpha"]) * D
 
 
 def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero, blend):
     rows, lam, registers = Rows(), p.lam, {}
     for i, k in enumerate(step_orders(p, order, lower_order_final)):
-        m = [_prediction(prediction, p.alpha[i], p.sigma[i]), H(1), H(2)]
+        m = [prediction_form(prediction, p.alpha[i], p.sigma[i]), H(1), H(2)]
         shift, registers = blended(p, i, blend)
         if k == 1:
-            y = _first_order(Y, p.point(i), p.point(i + 1)) + shift
+            y = ddim_step(Y, p.point(i), p.point(i + 1)) + shift
             rows.add(p.point(i), y, push=m[0], **registers)
             continue
-        g, L, K = _coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
+        g, L, K = exponential_coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
         h = lam[i + 1] - lam[i]
         e1 = np.expm1(g * h)
         y = L * Y - K * e1 * m[0]
@@ -113,8 +103,8 @@ def _singlestep(process, p, plan, lay, prediction, kind):
     rows = Rows()
     for i, k in enumerate(plan):
         if k == 1:
-            m = _prediction(prediction, p.alpha[i], p.sigma[i])
-            y = _first_order(Y, p.point(i), p.point(i + 1))
+            m = prediction_form(prediction, p.alpha[i], p.sigma[i])
+            y = ddim_step(Y, p.point(i), p.point(i + 1))
             rows.add(p.point(i), y, anchor=Y, push=m)
             continue
         l0, h = p.lam[i], p.lam[i + 1] - p.lam[i]
@@ -125,14 +115,14 @@ def _singlestep(process, p, plan, lay, prediction, kind):
         for j in range(k):  # stage j calls at times[j] and writes the point at times[j + 1]
             here, there = points[j], points[j + 1]
             x, m0 = (
-                (Y, _prediction(prediction, here["alpha"], here["sigma"])) if j == 0 else (A, H(j))
+                (Y, prediction_form(prediction, here["alpha"], here["sigma"])) if j == 0 else (A, H(j))
             )
-            g, L, K = _coefficients(
+            g, L, K = exponential_coefficients(
                 prediction, points[0]["alpha"], points[0]["sigma"], there["alpha"], there["sigma"]
             )
             q = 1.0 if j == k - 1 else r[j]
             e1 = np.expm1(g * q * h)
-            p2, m = e1 / (q * h) - g, _prediction(prediction, here["alpha"], here["sigma"])
+            p2, m = e1 / (q * h) - g, prediction_form(prediction, here["alpha"], here["sigma"])
             y = L * x - K * e1 * m0
             if k == 2 and j == 1:
                 y = y - (0.5 * e1 if kind == "midpoint" else g * p2) * K / r[0] * (m - m0)
@@ -186,10 +176,10 @@ def dpm_solver(
     Raises:
       ValueError: an option outside the values above, fewer steps than the order, or a bad grid.
     """
-    _check("order", order, (1, 2, 3))
-    _check("prediction", prediction, ("x0", "eps"))
-    _check("variant", variant, ("multistep", "singlestep"))
-    _check("kind", kind, ("midpoint", "taylor"))
+    check_choice("order", order, (1, 2, 3))
+    check_choice("prediction", prediction, ("x0", "eps"))
+    check_choice("variant", variant, ("multistep", "singlestep"))
+    check_choice("kind", kind, ("midpoint", "taylor"))
     name = (
         f"dpm{'pp' if prediction == 'x0' else ''}_{order}{'m' if variant == 'multistep' else 's'}"
     )
@@ -244,8 +234,8 @@ def sde_dpm_solver_pp(
     Raises:
       ValueError: an option outside the values above, or a bad grid.
     """
-    _check("order", order, (1, 2, 3))
-    _check("kind", kind, ("midpoint", "heun"))
+    check_choice("order", order, (1, 2, 3))
+    check_choice("kind", kind, ("midpoint", "heun"))
     if eta < 0:
         raise ValueError(f"eta must not be negative, got {eta}")
     p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10), Rows()

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_choice, register
+from diffusion_jax.samplers.first_order import ddim_step
 from diffusion_jax.samplers.gaussian_path import check_gaussian, gaussian_path
 from diffusion_jax.samplers.linear import ONE, A, D, Form, H, Rows, Y
 from diffusion_jax.samplers.model_statistics import ModelStatistics
@@ -173,12 +174,6 @@ def _derivatives(g: list[Form], away, pseudo: bool) -> list[Form]:
     ]
 
 
-def _first_order(x, here, there):
-    """DDIM's step."""
-    k = there["sigma"] / here["sigma"]
-    return k * x + (there["alpha"] - k * here["alpha"]) * D
-
-
 def _rows(p, functions, first, order, predictor_pseudo, corrects, corrector_pseudo, lower):
     """The table; `first` is the first time of finite log-SNR, `functions` count times from there."""
 
@@ -200,7 +195,7 @@ def _rows(p, functions, first, order, predictor_pseudo, corrects, corrector_pseu
     for m in range(n):
         here, there = p.point(m), p.point(m + 1)
         if m < first:
-            rows.add(here, _first_order(Y, here, there))
+            rows.add(here, ddim_step(Y, here, there))
             continue
         l, alpha = functions.of_l(m - first), p.alpha[m]
         f, x = [((1.0 - l) / alpha) * Y - D, H(1), H(2), H(3)], Y
@@ -209,7 +204,7 @@ def _rows(p, functions, first, order, predictor_pseudo, corrects, corrector_pseu
             others = [m, *(m - q for q in range(2, nodes))]
             x = step(A, m - 1, m, others, [f[1], f[0], *f[2:nodes]], corrector_pseudo)
         if not np.isfinite(p.lam[m + 1]):
-            rows.add(here, _first_order(x, here, there), anchor=x, push=f[0])
+            rows.add(here, ddim_step(x, here, there), anchor=x, push=f[0])
             continue
         reached = min(order, m - first + 1, n - m if lower else order)
         others = [m - q for q in range(1, reached)]
@@ -257,12 +252,6 @@ def _order(order, predictor_pseudo, corrector, corrector_pseudo):
     return min(order, 2) if predictor_pseudo else order
 
 
-def _flag(name, value, more=()):
-    if not isinstance(value, bool | np.bool_) and value not in more:
-        valid = ", ".join(["True", "False", *map(repr, more)])
-        raise ValueError(f"{name} must be one of {valid}; got {value!r}")
-
-
 @register(
     "sampler",
     "dpm_solver_v3",
@@ -308,16 +297,15 @@ def dpm_solver_v3(
         values above; a bad grid; with `snap`, two times at one node. When sampling, data of another shape.
     """
     check_gaussian(process)
-    if order not in (1, 2, 3):
-        raise ValueError(f"order must be one of 1, 2, 3; got {order!r}")
+    check_choice("order", order, (1, 2, 3))
     for name, value in (
         ("predictor_pseudo", predictor_pseudo),
         ("corrector_pseudo", corrector_pseudo),
         ("lower_order_final", lower_order_final),
         ("snap", snap),
     ):
-        _flag(name, value)
-    _flag("corrector", corrector, ("half",))
+        check_choice(name, value, (True, False))
+    check_choice("corrector", corrector, (True, False, "half"))
     if isinstance(statistics, str | os.PathLike):
         statistics = ModelStatistics.load(statistics)
     if not isinstance(statistics, ModelStatistics):

@@ -16,7 +16,7 @@ The default c = 1 / steps, 0.3 at most, lets that bias vanish.
 import dataclasses
 from collections.abc import Callable
 
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_jax.samplers.first_order import ddim
 from diffusion_jax.samplers.linear import D, Form, Y, register_form
@@ -82,10 +82,8 @@ def dualfast(
     Raises:
       ValueError: unknown solver or tau, a negative c, or what the solver raises.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown DualFast solver {solver!r}{closest(solver, SOLVERS)}")
-    if tau not in REFERENCES:
-        raise ValueError(f"tau must be one of {', '.join(map(repr, REFERENCES))}; got {tau!r}")
+    check_choice("solver", solver, SOLVERS)
+    check_choice("tau", tau, REFERENCES)
     if c is not None and not callable(c) and not 0.0 <= c < float("inf"):
         raise ValueError(f"c must be finite and not negative, got {c}")
     blend = None if c is not None and not callable(c) and c == 0 else Blend(c, tau)

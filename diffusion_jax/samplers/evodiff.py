@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.registry import register
+from diffusion_jax.samplers.first_order import ddim_step
 from diffusion_jax.samplers.gaussian_path import gaussian_path
 from diffusion_jax.samplers.linear import D, Rows, Y
 from diffusion_jax.samplers.scan import Sampler
@@ -153,8 +154,8 @@ def _interval(p, u, widest, i):
 
 
 def _first_order(p, i):
-    k = p.sigma[i + 1] / p.sigma[i]
-    return {"x": k, "m": p.alpha[i + 1] - k * p.alpha[i], "m0": 0.0}
+    form = ddim_step(Y, p.point(i), p.point(i + 1))
+    return {"x": form["y"], "m": form["D"], "m0": 0.0}
 
 
 def _last_step(p, u):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.gaussian_path import gaussian_path
 from diffusion_jax.samplers.linear import D, Form, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
@@ -12,6 +12,16 @@ def _ancestral_std(p, i):
     """Posterior standard deviation of step i: `q(x_{i+1} | x_i, x0)` of the forward chain."""
     shrink = (p.alpha[i] / p.alpha[i + 1] * p.sigma[i + 1]) ** 2
     return p.sigma[i + 1] / p.sigma[i] * np.sqrt(max(p.sigma[i] ** 2 - shrink, 0.0))
+
+
+def ddim_step(x, here, there, x0=D):
+    """The exact step for a constant x0_hat from point to point, as a linear form of x and x0.
+
+    It is the first order of every exponential integrator, whatever that extrapolates, and written so
+    that an infinite log-SNR at either end does no harm.
+    """
+    k = there["sigma"] / here["sigma"]
+    return k * x + (there["alpha"] - k * here["alpha"]) * x0
 
 
 def noise_weight(p, i):
@@ -95,8 +105,7 @@ def ddpm(
     Raises:
       ValueError: unknown variance, or a bad grid.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
+    check_choice("variance", variance, ("small", "large"))
     p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=50), Rows()
     for i in range(p.steps):
         w = _ancestral_std(p, i)

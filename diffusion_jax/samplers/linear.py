@@ -8,7 +8,8 @@ recorded rows into a static structure (which columns exist) and float64 coeffici
 Basis of row i: `Y` the point where the network is called; registers (`A`, the anchor, is almost the
 only one); `SRC` the source of a bridge; `ONE`; `H(k)` the k-th newest history entry; `D` the network's
 x0_hat; `Z` fresh noise. The result is y after the last row. An optional init row, without a call,
-makes the first y from `X` (the x handed in), `SRC`, `ONE` and `Z`.
+makes the first y from `X` (the x handed in), `SRC`, `ONE` and `Z`. A bridge is handed its source, which
+then is `X` too, or `Pinned(source, x)`.
 
 Structure rule: a column that is zero in every row is dropped, one that is 1 in every row is a copy,
 the rest are traced. Solvers of one structure, length, shape and dtype share one compiled program, and
@@ -86,6 +87,18 @@ class Structure(NamedTuple):
     noise: str | None
     init: tuple
     source: bool
+
+
+class Pinned(NamedTuple):
+    """x_init of a bridge sampler that needs more than the source: both `[B, ...]`, of one shape.
+
+    Attributes:
+      source: x1, the end where the bridge is pinned.
+      x: the point to start from, or what the sampler says (DBIM: its booting noise).
+    """
+
+    source: Any
+    x: Any
 
 
 class LinearState(NamedTuple):
@@ -231,6 +244,9 @@ def _prepare(x):
             raise ValueError(
                 f"x_init must be floating-point arrays [B, ...]; got {dtype or type(leaf).__name__}"
             )
+    if isinstance(x, Pinned) and not _same_shapes(x.source, x.x):
+        got, need = jax.tree.map(jnp.shape, x.x), jax.tree.map(jnp.shape, x.source)
+        raise ValueError(f"Pinned: x has shape {got}, the source {need}")
     return jax.tree.map(jnp.asarray, x)
 
 
@@ -296,9 +312,12 @@ class LinearInit:
     structure: Structure
 
     def __call__(self, rng: Callable, start, x) -> LinearState:
+        source, x = x if isinstance(x, Pinned) else (x, x)
+        if source is not x and not self.structure.source:
+            raise ValueError("Pinned(source, x) is for bridges: this sampler takes x alone")
         values = {}
         if self.structure.init:
-            basis = {"x": x, "src": x, "one": 1.0}
+            basis = {"x": x, "src": source, "one": 1.0}
             if any("z" in columns for _, columns in self.structure.init):
                 given = "z" in start
                 basis["z"] = _given_noise(start["z"], x) if given else normal_per_example(rng(), x)
@@ -313,7 +332,7 @@ class LinearInit:
             x=y,
             registers={name: values.get(name, y) for name in registers},
             history=(zeros,) * self.structure.history,
-            source=x if self.structure.source else None,
+            source=source if self.structure.source else None,
         )
 
 

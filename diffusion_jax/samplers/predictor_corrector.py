@@ -42,9 +42,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.numerics import expand, normal_per_example, sum_per_example
+from diffusion_jax.numerics import expand, sum_per_example
 from diffusion_jax.processes import VE, VP, SubVP
-from diffusion_jax.registry import closest, register
+from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.gaussian_path import gaussian_path
 from diffusion_jax.samplers.linear import D, Form, LinearStep, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
@@ -149,18 +149,8 @@ class LangevinStep(LinearStep):
 
     def _draw(self, rng, inputs, x):
         """The noise of a row: given (`with_noise`), drawn, or zeros where the row has none."""
-        if "z" in inputs:
-            got, need = (jax.tree.map(jnp.shape, tree) for tree in (inputs["z"], x))
-            if got != need:
-                raise ValueError(f"with_noise: the noise of a row has shape {got}, x has {need}")
-            return inputs["z"]
-        if self.structure.noise != "some":
-            return normal_per_example(rng(), x)
-        return jax.lax.cond(
-            inputs["draw"],
-            lambda: normal_per_example(rng(), x),
-            lambda: jax.tree.map(jnp.zeros_like, x),
-        )
+        zeros = jax.tree.map(jnp.zeros_like, x)
+        return self._add_noise(([zeros], [None]), rng, inputs, x)[0]
 
     def __call__(self, call: Callable, rng: Callable, state, inputs):
         z = self._draw(rng, inputs, state.x)
@@ -187,17 +177,12 @@ class LangevinStep(LinearStep):
         return after._replace(x=jax.tree.map(moved, after.x, score, z)), x0_hat
 
 
-def _check(name, value, valid):
-    if value not in valid:
-        raise ValueError(f"unknown {name} {value!r}{closest(value, valid)}")
-
-
 def _steps(process, num_steps, discretization, grid, t_start, t_end, needs) -> list[_Step]:
     chains = isinstance(process, VP | SubVP | VE) and process.sampling_range[0] == 1.0
     plain = grid is None and t_start is None
     if discretization is None:
         discretization = "score_sde" if chains and plain else "chain"
-    _check("discretization", discretization, DISCRETIZATIONS)
+    check_choice("discretization", discretization, DISCRETIZATIONS)
     if discretization == "chain":
         return _chain(gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=1000))
     if not chains or not plain:
@@ -261,9 +246,9 @@ def predictor_corrector(
       ValueError: an unknown name, a combination that does not exist, `num_steps` not above beta_max where
         the N-step chain of VP or sub-VP needs it, or a bad grid.
     """
-    _check("predictor", predictor, PREDICTORS)
-    _check("corrector", corrector, CORRECTORS)
-    _check("norms", norms, NORMS)
+    check_choice("predictor", predictor, PREDICTORS)
+    check_choice("corrector", corrector, CORRECTORS)
+    check_choice("norms", norms, NORMS)
     if predictor == corrector == "none":
         raise ValueError("predictor and corrector are both 'none': nothing would be done")
     if probability_flow and predictor in ("ancestral", "none"):

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.registry import closest, entry, get, register
+from diffusion_jax.registry import check_choice, closest, entry, get, register
 
 TimeGrid = Callable[..., np.ndarray]
 
@@ -162,8 +162,7 @@ def align_your_steps(process, num_steps, t_start, t_end, model="sd15"):
     Raises:
       ValueError: unknown model, or a process that does not reach these noise levels.
     """
-    if model not in _AYS:
-        raise ValueError(f"unknown Align Your Steps table {model!r}{closest(model, _AYS)}")
+    check_choice("model", model, _AYS)
     log_u = np.log(_AYS[model])
     u = np.exp(np.interp(np.linspace(0.0, len(log_u) - 1.0, num_steps + 1), np.arange(11), log_u))
     low, high = process.noise_level(process.t_min), process.noise_level(process.t_max)

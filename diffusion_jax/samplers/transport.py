@@ -26,7 +26,7 @@ import numpy as np
 
 from diffusion_jax.array_files import read_arrays, write_arrays
 from diffusion_jax.numerics import pytree_dataclass, static
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 
 SourceFn = Callable[[jax.Array, int], jax.Array]
 SOURCES = ("normal", "uniform")
@@ -163,8 +163,7 @@ _ARRAYS = ("potential", "targets", "masses", "grad_norm", "steps", "t")
 def _source(source: str | SourceFn, size: int) -> tuple[str, SourceFn]:
     if callable(source):
         return "custom", source
-    if source not in SOURCES:
-        raise ValueError(f"unknown source {source!r}{closest(source, SOURCES)}")
+    check_choice("source", source, SOURCES)
     draw = jax.random.normal if source == "normal" else jax.random.uniform
     return source, lambda key, count: draw(key, (count, size))
 

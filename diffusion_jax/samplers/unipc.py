@@ -17,15 +17,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.registry import register
+from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.dpm_solver import (
-    _check,
-    _coefficients,
-    _first_order,
-    _prediction,
+    exponential_coefficients,
+    prediction_form,
     step_orders,
 )
-from diffusion_jax.samplers.first_order import blended
+from diffusion_jax.samplers.first_order import blended, ddim_step
 from diffusion_jax.samplers.gaussian_path import check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, register_form
 from diffusion_jax.samplers.scan import Sampler
@@ -52,7 +50,7 @@ def _weights(r, z, scale):
 
 def _advance(p, i, order, x, m, variant, prediction, new=None):
     """Grid point i -> i + 1 from the form x; m = predictions at i, i - 1, ...; new = that at i + 1, or None."""
-    g, L, K = _coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
+    g, L, K = exponential_coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
     h = p.lam[i + 1] - p.lam[i]
     z = g * h
     scale = z if variant == "bh1" else np.expm1(z)
@@ -107,9 +105,9 @@ def unipc(
       ValueError: an option outside the values above, an index that is no step, fewer steps than the
         order, or a bad grid.
     """
-    _check("order", order, (1, 2, 3, 4))
-    _check("variant", variant, ("bh1", "bh2"))
-    _check("prediction", prediction, ("x0", "eps"))
+    check_choice("order", order, (1, 2, 3, 4))
+    check_choice("variant", variant, ("bh1", "bh2"))
+    check_choice("prediction", prediction, ("x0", "eps"))
     p = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=10)
     check_order(order, p.steps)
     off = list(corrector_off)
@@ -122,7 +120,7 @@ def unipc(
         orders = [max(1, min(k, i)) for i, k in enumerate(orders)]
     rows, registers = Rows(), {}
     for i in range(p.steps):
-        m = [_prediction(prediction, p.alpha[i], p.sigma[i]), *(H(j) for j in range(1, order + 1))]
+        m = [prediction_form(prediction, p.alpha[i], p.sigma[i]), *(H(j) for j in range(1, order + 1))]
         x, before = Y, i - 1
         if corrector and i > 0 and finite[before] and before not in off:
             x = _advance(p, before, orders[before], A, m[1:], variant, prediction, new=m[0])
@@ -131,7 +129,7 @@ def unipc(
         if finite[i] and finite[i + 1]:
             y = _advance(p, i, orders[i], x, m, variant, prediction)
         else:
-            y = _first_order(x, p.point(i), p.point(i + 1))
+            y = ddim_step(x, p.point(i), p.point(i + 1))
         shift, registers = blended(p, i, blend)
         if blend:
             registers = {**registers, "shift": shift}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 from diffusion_jax.training.config import check_keys
 
 SCHEDULES = {
@@ -94,8 +94,7 @@ def make_schedule(
     """
     options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
     name = options.pop("name", "constant")
-    if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}{closest(name, SCHEDULES)}")
+    check_choice("schedule", name, SCHEDULES)
     check_keys(f"option of schedule {name!r}", options, SCHEDULES[name])
     warmup = int(options.get("warmup_steps", 0))
     if name in ("cosine", "linear"):
@@ -158,8 +157,7 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int | None = None) ->
     """
     config = dict(config)
     name = config.get("name", "adam")
-    if name not in optimizer_names():
-        raise ValueError(f"unknown optimizer {name!r}{closest(name, optimizer_names())}")
+    check_choice("optimizer", name, optimizer_names())
     build = getattr(optax.contrib if name.startswith("contrib.") else optax, name.split(".")[-1])
     fields = set(inspect.signature(build).parameters) - {"learning_rate", "mask"}
     check_keys(f"option of optimizer {name!r}", config, sorted(fields | set(_OWN_KEYS)))

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice
 from diffusion_jax.training.config import check_keys
 from diffusion_jax.training.state import TrainState
 
@@ -317,8 +317,7 @@ def make_layout(
     config = dict(config or {})
     check_keys("parallel option", config, _KEYS)
     mode = config.get("mode", "jit")
-    if mode not in MODES:
-        raise ValueError(f"unknown parallel mode {mode!r}{closest(mode, MODES)}")
+    check_choice("parallel mode", mode, MODES)
     devices = list(jax.devices() if devices is None else devices)
     sizes = {name: int(config.get(name, -1 if name == "data" else 1)) for name in AXES}
     if mode == "pmap" and (sizes["fsdp"], sizes["model"]) != (1, 1):

@@ -1,12 +1,13 @@
 """Tables: linear forms, the structure rule, and the kernel on random tables against a plain loop."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from solver_checks import plain_run
 
 from diffusion_jax import processes, samplers
-from diffusion_jax.samplers import Form, Rows, dpm_solver_pp, sample, with_noise
+from diffusion_jax.samplers import Form, Pinned, Rows, dpm_solver_pp, sample, with_noise
 from diffusion_jax.samplers.linear import ONE, SRC, A, D, H, X, Y, Z, register_form
 
 POINT = {"t": 0.5}
@@ -180,3 +181,19 @@ def test_with_noise_takes_a_tree():
     assert ends["b"].shape == (2, 1)
     with pytest.raises(ValueError, match="noise holds"):
         with_noise(sampler, jax.tree.map(lambda v: v[1:], noise))
+
+
+def test_a_bridge_table_takes_the_source_and_another_start():
+    source, x = np.ones((2, 3), np.float32), np.full((2, 3), 5.0, np.float32)
+    rows = Rows(source=True)
+    rows.add({"t": 0.5}, 2.0 * Y + 10.0 * SRC + 0.0 * D)
+    table = rows.sampler({"t": 0.0})
+    drift = jax.tree_util.Partial(lambda x, t: jnp.zeros_like(x))
+    np.testing.assert_array_equal(sample(table, drift, None, Pinned(source, x)), 20.0)
+    np.testing.assert_array_equal(sample(table, drift, None, source), 12.0)
+    with pytest.raises(ValueError, match="Pinned: x has shape"):
+        sample(table, drift, None, Pinned(source, x[:, :2]))
+    unpinned = Rows()
+    unpinned.add({"t": 0.5}, 2.0 * Y + 0.0 * D)
+    with pytest.raises(ValueError, match="for bridges"):
+        sample(unpinned.sampler({"t": 0.0}), drift, None, Pinned(source, x))
