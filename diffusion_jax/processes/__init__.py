@@ -2,10 +2,12 @@
 
 from diffusion_jax.processes import preconditioning
 from diffusion_jax.processes.bayesian_flow import ContinuousBFN, DiscreteBFN
-from diffusion_jax.processes.bridge import (
+from diffusion_jax.processes.bridge import BridgeProcess, SDEBridge
+from diffusion_jax.processes.bridge_schedules import (
     I2SB,
-    BridgeProcess,
     BrownianBridge,
+    GmaxBridge,
+    HTransform,
     VEBridge,
     VPBridge,
 )
@@ -30,6 +32,7 @@ from diffusion_jax.processes.gaussian import (
     RectifiedFlow,
     SubVP,
 )
+from diffusion_jax.processes.interpolants import Interpolant
 from diffusion_jax.processes.log_snr import LinearLogSNR, LogSNRProcess
 from diffusion_jax.processes.predictions import PREDICTIONS, convert, from_x0, to_x0
 
@@ -51,12 +54,16 @@ __all__ = [
     "DiscreteVP",
     "GaussianProcess",
     "GeometricSchedule",
+    "GmaxBridge",
+    "HTransform",
+    "Interpolant",
     "LinearLogSNR",
     "LinearSchedule",
     "LogSNRProcess",
     "MaskSchedule",
     "PolynomialSchedule",
     "RectifiedFlow",
+    "SDEBridge",
     "SubVP",
     "Uniform",
     "VEBridge",

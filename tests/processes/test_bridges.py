@@ -9,7 +9,19 @@ import pytest
 from golden_files import golden
 
 from diffusion_jax import registry
-from diffusion_jax.processes import I2SB, BrownianBridge, VEBridge, VPBridge
+from diffusion_jax.processes import (
+    EDM,
+    I2SB,
+    VE,
+    VP,
+    BrownianBridge,
+    Cosine,
+    GmaxBridge,
+    HTransform,
+    SubVP,
+    VEBridge,
+    VPBridge,
+)
 
 NAMES = registry.names("process", family="bridge")
 SMOOTH = {
@@ -20,6 +32,9 @@ SMOOTH = {
     "ve_bridge_small": VEBridge(sigma_max=3.0, sigma_min=0.01),
     "brownian_bridge": BrownianBridge(),
     "brownian_bridge_wide": BrownianBridge(scale=2.5),
+    "gmax_bridge": GmaxBridge(),
+    "sub_vp_bridge": HTransform(SubVP(beta_max=4.0)),
+    "geometric_ve_bridge": HTransform(VE(sigma_min=0.1, sigma_max=5.0)),
 }
 PROCESSES = SMOOTH | {"i2sb": I2SB(), "i2sb_dbim": I2SB(rho_T_excludes_overlap=True)}
 each_smooth = pytest.mark.parametrize("name", SMOOTH)
@@ -119,10 +134,85 @@ def test_score_is_that_of_the_base_plus_the_pull_of_the_end(name, x64):
             left = alpha_end**2 * (rho2_end - rho2)
             return log_normal(x1, alpha_end / alpha * x, left)
 
-        pull = -(x - alpha / alpha_end * x1) / (alpha**2 * rho_bar2)
+        pull = process.kernel_score(x, x1, t)
+        np.testing.assert_allclose(pull, -(x - alpha / alpha_end * x1) / (alpha**2 * rho_bar2))
         np.testing.assert_allclose(jax.grad(end)(x), pull, rtol=1e-9)
-        score = -(x - a * x1 - b * x0) / c**2
+        score = process.score(x, x0, x1, t)
+        np.testing.assert_allclose(score, -(x - a * x1 - b * x0) / c**2)
         np.testing.assert_allclose(jax.grad(base)(x) + jax.grad(end)(x), score, rtol=1e-8)
+
+
+@each_smooth
+def test_slopes_and_velocity_are_those_of_the_path_and_of_the_sde(name, x64):
+    """a', b', c c' against derivatives; a' x1 + b' x0 - c c' s against f x - g^2 (s / 2 - h)."""
+    process = SMOOTH[name]
+    t = jnp.asarray(times(process)[5:-5:5])
+    slopes = process.slopes(t)
+    variance = lambda t: 0.5 * process.c(t) ** 2
+    for key, function in (("a", process.a), ("b", process.b), ("cc", variance)):
+        scale = np.abs(slopes[key]).max()
+        exact = jax.vmap(jax.grad(function))(t)
+        np.testing.assert_allclose(slopes[key], exact, rtol=1e-7, atol=1e-9 * scale, err_msg=key)
+    x, x0, x1 = jax.random.normal(jax.random.key(0), (3, len(t), 2))
+    score, pull = process.score(x, x0, x1, t), process.kernel_score(x, x1, t)
+    f, g2 = process.drift(t)[:, None], process.diffusion_squared(t)[:, None]
+    expected = f * x - g2 * (0.5 * score - pull)
+    got = process.velocity(x, x0, x1, t)
+    # the terms are larger than their sum near the ends
+    np.testing.assert_allclose(got, expected, atol=1e-7 * float(jnp.abs(g2 * score).max()))
+    middle = np.abs(np.asarray(t) - 0.5) < 0.4
+    np.testing.assert_allclose(got[middle], expected[middle], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "same, other",
+    [
+        (HTransform(VP(beta_min=0.1, beta_max=2.1)), VPBridge(beta_d=2.0, beta_min=0.1)),
+        (HTransform(EDM(sigma_max=80.0)), VEBridge(sigma_max=80.0)),
+        (GmaxBridge(beta_0=4.0, beta_1=4.0), BrownianBridge(scale=2.0)),
+    ],
+)
+def test_one_bridge_by_two_names(same, other):
+    t = np.concatenate([np.geomspace(1e-4, 0.5, 20), 1.0 - np.geomspace(1e-4, 0.4, 20)])
+    for coefficient in ("a", "b", "c", "rho2", "rho_bar2", "drift", "diffusion_squared"):
+        ours, theirs = getattr(same, coefficient)(t), getattr(other, coefficient)(t)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, err_msg=coefficient)
+
+
+def test_bridge_tts_schedules():
+    """Their tables, and the asymmetry of gmax: most noise nearer the source, at t > 0.5."""
+    g = golden("bridges_tts")
+    rate = float(g["beta_1"])
+    processes = {
+        "gmax": GmaxBridge(float(g["beta_0"]), rate),
+        "const": BrownianBridge(scale=rate**0.5),
+        "vp": VPBridge(float(g["vp_beta_1"]) - float(g["vp_beta_0"]), float(g["vp_beta_0"])),
+    }
+    for name, process in processes.items():
+        for ours, theirs in (
+            (process.alpha, "alpha"),
+            (process.rho2, "sigma2"),
+            (process.rho_bar2, "sigma2_bar"),
+            (process.a, "a"),
+            (process.b, "b"),
+            (process.c, "c"),
+        ):
+            expected = g[f"{name}_{theirs}"]
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(
+                ours(g["t"]), expected, rtol=1e-9, atol=1e-13 * scale, err_msg=f"{name} {theirs}"
+            )
+    fine = np.linspace(0.0, 1.0, 1001)
+    assert fine[processes["gmax"].c(fine).argmax()] > 0.6
+    assert fine[processes["const"].c(fine).argmax()] == 0.5
+
+
+def test_the_ot_ode_of_i2sb_has_no_noise():
+    noisy, plain = I2SB(), I2SB(ot_ode=True)
+    t = np.linspace(0.0, 1.0, 11)
+    assert (plain.c(t) == 0).all() and (noisy.c(t) > 0).all()
+    np.testing.assert_array_equal(plain.a(t), noisy.a(t))
+    assert (plain.slopes(t)["cc"] == 0).all()
 
 
 def test_brownian_closed_form():
@@ -160,7 +250,9 @@ def test_numpy_is_float64_and_equals_jax_in_64_bits(name, x64):
         assert host.dtype == np.float64 and got.dtype == jnp.float64, function
         np.testing.assert_allclose(got, np.broadcast_to(host, got.shape), rtol=1e-12, atol=1e-300)
     point = process.point(0.5)
-    assert sorted(point) == ["a", "b", "c", "t"]
+    assert sorted(point) == ["a", "alpha", "b", "c", "sigma", "t"]
+    assert point["alpha"] == process.alpha(0.5)
+    np.testing.assert_allclose(point["sigma"], process.alpha(0.5) * process.rho2(0.5) ** 0.5)
     assert [point[k] for k in "abc"] == [process.a(0.5), process.b(0.5), process.c(0.5)]
 
 
@@ -250,7 +342,8 @@ def test_i2sb_looks_up_the_nearest_entry():
 def test_numbers_are_leaves_and_sweeping_them_traces_once(name):
     process = SMOOTH[name]
     leaves, tree = jax.tree.flatten(process)
-    assert len(leaves) == len(dataclasses.fields(process))
+    numbers = getattr(process, "base", process)
+    assert len(leaves) == len(dataclasses.fields(numbers))
     traces = []
 
     @jax.jit
@@ -269,7 +362,7 @@ def test_one_traced_number_is_enough_to_trace(name, x64):
     process = SMOOTH[name]
     for field in dataclasses.fields(process):
         value = getattr(process, field.name)
-        if field.name in ("t_min", "t_max") or value == 0:
+        if field.name in ("t_min", "t_max", "base") or value == 0:
             continue
 
         def summary(v, field=field):
@@ -298,6 +391,10 @@ def test_a_batch_of_bridges():
         (lambda: VEBridge(t_max=2.0), "t_max = 2.0"),
         (lambda: BrownianBridge(scale=0.0), "scale = 0.0"),
         (lambda: BrownianBridge(t_min=1.0), "t_min = 1.0"),
+        (lambda: GmaxBridge(beta_0=-1.0), "beta_0 = -1.0"),
+        (lambda: HTransform(Cosine()), "Cosine has"),
+        (lambda: HTransform(VPBridge()), "VPBridge is a bridge already"),
+        (lambda: HTransform("vp"), "got 'vp'"),
         (lambda: I2SB(intervals=7), "intervals = 7"),
         (lambda: I2SB(beta_min=2.0), "beta_min = 2.0"),
     ],
