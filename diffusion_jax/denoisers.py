@@ -9,10 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusion_jax.numerics import expand, pytree_dataclass, static
-from diffusion_jax.processes import PREDICTIONS, BridgeProcess, preconditioning, to_x0
+from diffusion_jax.processes import (
+    PREDICTIONS,
+    BridgeProcess,
+    SDEBridge,
+    preconditioning,
+    to_x0,
+)
 from diffusion_jax.registry import closest
 
-PARAMETERIZATIONS = (*PREDICTIONS, "edm", "ddbm")
+BRIDGE_PARAMETERIZATIONS = ("x0", "ddbm", "i2sb", "eps")
+PARAMETERIZATIONS = tuple(dict.fromkeys((*PREDICTIONS, "edm", *BRIDGE_PARAMETERIZATIONS)))
 
 
 def evaluate(denoise: Callable, x: Any, point: Any, cache: Any = None) -> tuple[Any, Any]:
@@ -31,6 +38,10 @@ def evaluate(denoise: Callable, x: Any, point: Any, cache: Any = None) -> tuple[
 class Denoiser:
     """A network as a denoiser: `x0_hat = to_x0(network(c_in x, c_noise))`.
 
+    Bridges: "x0"; "ddbm"; "i2sb", the noise of the base diffusion (x - alpha x0) / (alpha rho), which is
+    I2SB's residual (arXiv 2302.05872, eq. 12) and Bridge-TTS's noise prediction (arXiv 2312.03491);
+    "eps", the bridge's own noise (x - a x1 - b x0) / c, undefined at the source itself, where b = 0.
+
     Args:
       network: `(x, t) -> prediction`, `[B, ...]`; a pytree such as `jax.tree_util.Partial(f, params)`
         keeps parameters out of the compiled program.
@@ -38,8 +49,10 @@ class Denoiser:
       parameterization: one of `PREDICTIONS` (the network sees x and t), or "edm" / "ddbm" (it sees
         c_in x and c_noise, see `processes.preconditioning`).
       sigma_data, sigma_source, covariance: data statistics of "edm" and "ddbm".
+      source: x1 `[B, ...]`, for "eps" of a bridge.
     Raises:
-      ValueError: unknown parameterization, or one that the process does not have.
+      ValueError: unknown parameterization, one that the process does not have, or "eps" of a bridge
+        without its source.
     """
 
     network: Any
@@ -48,6 +61,7 @@ class Denoiser:
     sigma_data: float = 0.5
     sigma_source: float = 0.5
     covariance: float = 0.0
+    source: Any = None
 
     def __post_init__(self):
         if self.parameterization not in PARAMETERIZATIONS:
@@ -55,12 +69,21 @@ class Denoiser:
                 f"unknown parameterization {self.parameterization!r}"
                 f"{closest(self.parameterization, PARAMETERIZATIONS)}"
             )
-        if isinstance(self.process, BridgeProcess) and self.parameterization not in ("x0", "ddbm"):
+        is_bridge = isinstance(self.process, BridgeProcess)
+        if is_bridge and self.parameterization not in BRIDGE_PARAMETERIZATIONS:
             raise ValueError(
-                f"parameterization {self.parameterization!r} is not defined for a bridge; valid: ddbm, x0"
+                f"parameterization {self.parameterization!r} is not defined for a bridge; valid: "
+                f"{', '.join(sorted(BRIDGE_PARAMETERIZATIONS))}"
             )
-        if not isinstance(self.process, BridgeProcess) and self.parameterization == "ddbm":
-            raise ValueError("parameterization 'ddbm' needs a bridge process")
+        if not is_bridge and self.parameterization in ("ddbm", "i2sb"):
+            raise ValueError(f"parameterization {self.parameterization!r} needs a bridge process")
+        if self.parameterization == "i2sb" and not isinstance(self.process, SDEBridge):
+            raise ValueError(
+                "parameterization 'i2sb' needs the bridge of an SDE, got "
+                f"{type(self.process).__name__}"
+            )
+        if is_bridge and self.parameterization == "eps" and self.source is None:
+            raise ValueError("parameterization 'eps' of a bridge needs its source")
 
     def __call__(self, x, t):
         return self.at(x, self.process.point(t))
@@ -77,10 +100,34 @@ class Denoiser:
             self.process.clock_scale,
         )
 
+    def output_scale(self, point):
+        """What multiplies the network's output in x0_hat: the error of x0_hat over that of the network.
+
+        A scalar or `[B]`. Raises ValueError for parameterizations of Gaussian processes other than "x0"
+        and "edm" (their weights are in `objectives.weightings`).
+        """
+        if self.parameterization in ("edm", "ddbm"):
+            return self.preconditioning(point).c_out
+        if self.parameterization == "x0":
+            return 1.0
+        if not isinstance(self.process, BridgeProcess):
+            raise ValueError(f"no output_scale for parameterization {self.parameterization!r}")
+        if self.parameterization == "i2sb":
+            return point["sigma"] / point["alpha"]
+        return point["c"] / point["b"]
+
     def at(self, x, point):
         """x0_hat `[B, ...]` at a `Point`."""
-        if self.parameterization in PREDICTIONS:
-            return to_x0(self.parameterization, self.network(x, point["t"]), x, point)
-        c = self.preconditioning(point)
-        raw = self.network(expand(c.c_in, x) * x, c.c_noise)
-        return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw
+        if self.parameterization in ("edm", "ddbm"):
+            c = self.preconditioning(point)
+            raw = self.network(expand(c.c_in, x) * x, c.c_noise)
+            return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw
+        out = self.network(x, point["t"])
+        if not isinstance(self.process, BridgeProcess):
+            return to_x0(self.parameterization, out, x, point)
+        if self.parameterization == "x0":
+            return out
+        if self.parameterization == "i2sb":
+            return (x - expand(point["sigma"], x) * out) / expand(point["alpha"], x)
+        a, b, c = (expand(point[name], x) for name in "abc")
+        return (x - a * self.source - c * out) / b

@@ -8,6 +8,7 @@ alike; `guide` also mixes logits.
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import expand, pytree_dataclass
@@ -87,11 +88,18 @@ class inpaint(_Transform):
       denoise: the inner denoiser.
       known: `[B, ...]`, the values to keep.
       unknown: 1 where the network decides, 0 where `known` stands; broadcasts against `known`.
+    Raises:
+      ValueError: a NumPy mask with other values than 0 and 1.
     """
 
     denoise: Any
     known: Any
     unknown: Any
+
+    def __post_init__(self):
+        if isinstance(self.unknown, np.ndarray) and not np.isin(self.unknown, (0, 1)).all():
+            wrong = self.unknown[~np.isin(self.unknown, (0, 1))].flat[0]
+            raise ValueError(f"a mask holds 0 (known) and 1 (unknown) only, got {wrong}")
 
     def at(self, x, point):
         """x0_hat `[B, ...]` with the known region written in."""

@@ -1,4 +1,4 @@
-"""Bridge models: data restored from, or translated out of, a paired source (DDBM, DBIM)."""
+"""Bridge models: data restored from, or translated out of, a paired source (DDBM, I2SB, DBIM)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,18 @@ import jax
 from diffusion_jax import guidance as transforms
 from diffusion_jax import objectives
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.methods.base import (
+    OBJECTIVE,
+    Method,
+    Network,
+    assemble,
+    sampling_denoiser,
+)
 from diffusion_jax.processes import BridgeProcess
 from diffusion_jax.registry import register
 
 
-@register("method", "bridge", family="bridge")
+@register("method", "bridge", family="bridge", paper="2309.16948")
 def bridge(
     process,
     module,
@@ -25,7 +31,10 @@ def bridge(
     sigma_data: float = 0.5,
     sigma_source: float = 0.5,
     covariance: float = 0.0,
+    source_input: bool = True,
+    masked: bool = False,
     label_dropout: float = 0.0,
+    guidance: float = 1.0,
     clip: bool = True,
     sampler: str = "dbim",
     nfe: int | None = 20,
@@ -37,15 +46,22 @@ def bridge(
       process: a bridge process.
       module: network `(x, t, source=, label=) -> output` of the shape of x.
       spec: the data's `DataSpec`, with an element "source".
-      parameterization: "ddbm" or "x0", see `denoisers.Denoiser`.
+      parameterization: "ddbm" (preconditioned), "x0" (Bridge-TTS's data prediction), "i2sb" (I2SB's
+        residual, the base diffusion's noise) or "eps" (the bridge's noise), see `denoisers.Denoiser`.
       times, times_options: of `objectives.bridge_denoising`.
-      sigma_data, sigma_source, covariance: standard deviations of data and source, and their covariance.
-      label_dropout: chance of the null label in training.
+      sigma_data, sigma_source, covariance: standard deviations of data and source, and their
+        covariance ("ddbm").
+      source_input: whether the network is told the source; I2SB's restoration models are not
+        (`network.source_channels=0`), and then only the law of x0 is learned, not the pairing.
+      masked: inpainting: the batch's "mask" (1 = unknown) says where the loss counts, and elsewhere
+        the source stands in for x0_hat.
+      label_dropout: chance of the null label in training, for guidance.
+      guidance: classifier-free guidance weight in sampling; other than 1 doubles the network calls.
       clip: clip x0_hat to [-1, 1] in sampling.
       sampler, nfe, sampler_options: the default sampler.
     Raises:
-      ValueError: another kind of process, a data set without sources, or sources of another shape than
-        the data.
+      ValueError: another kind of process, a data set without sources (or masks), sources of another
+        shape than the data, "eps" for times that reach the source.
     """
     if not isinstance(process, BridgeProcess):
         raise ValueError(f"a bridge needs a bridge process, got {type(process).__name__}")
@@ -58,8 +74,16 @@ def bridge(
         raise ValueError(
             f"data and source differ in shape: {spec.shape} and {spec.elements['source'].shape}"
         )
-    classes = spec.num_classes if getattr(module, "num_classes", None) else None
-    net = Network(module, classes, label_dropout, uses_source=True)
+    if masked and "mask" not in spec.elements:
+        raise ValueError(
+            f"masked=True needs masks: the data has {', '.join(sorted(spec.elements))} but no 'mask' "
+            "(the corruption 'inpaint' makes them)"
+        )
+    if parameterization == "eps" and not float(process.b(process.t_max)) > 0:
+        raise ValueError(
+            f"parameterization 'eps' has no x0_hat at the source: t_max = {process.t_max} must be below 1"
+        )
+    net = Network.of(module, spec, label_dropout, uses_source=source_input)
     draw_times = objectives.times.build_times(times, **(times_options or {}))
 
     def init(key, batch):
@@ -67,7 +91,9 @@ def bridge(
 
     def plain(params, batch, train=False, key=None):
         bound = net.bind(params, batch, train, key)
-        return Denoiser(bound, process, parameterization, sigma_data, sigma_source, covariance)
+        source = _source(batch) if parameterization == "eps" else None
+        statistics = sigma_data, sigma_source, covariance
+        return Denoiser(bound, process, parameterization, *statistics, source)
 
     def loss(params, key, batch, context):
         losses, aux = objectives.bridge_denoising(
@@ -75,24 +101,37 @@ def bridge(
             plain(params, batch, context.train, key),
             jax.random.fold_in(key, OBJECTIVE),
             batch[spec.kind],
-            batch["source"],
+            _source(batch),
             times=draw_times,
+            mask=batch["mask"] if masked else None,
             index=batch["index"],
             total=context.batch_size,
         )
         return losses.mean(), {"x0_mse": aux["x0_error"].mean()}
 
-    def denoiser(params, batch, train=False, key=None):
-        denoise = plain(params, batch, train, key)
-        return transforms.clip(denoise) if clip else denoise
+    everywhere = sampling_denoiser(plain, clip=clip, net=net, guidance=guidance)
+
+    def denoiser(params, batch, train=False, key=None, raw=False):
+        denoise = everywhere(params, batch, train, key, raw)
+        if not masked:
+            return denoise
+        if "mask" not in batch:
+            raise ValueError(f"an inpainting model needs masks; the batch has {sorted(batch)}")
+        return transforms.inpaint(denoise, _source(batch), batch["mask"])
 
     return assemble(
         process,
         init,
         loss,
         denoiser,
-        lambda key, batch: batch["source"],
+        lambda key, batch: _source(batch),
         sampler,
         nfe,
-        dict(sampler_options or {}),
+        sampler_options,
     )
+
+
+def _source(batch):
+    if "source" not in batch:
+        raise ValueError(f"a bridge starts at a source; the batch has {sorted(batch)}")
+    return batch["source"]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import example_keys, expand, fold_all, namespace, normal_per_example
-from diffusion_jax.objectives.denoising import _global_index
+from diffusion_jax.objectives.per_example import global_index
 from diffusion_jax.objectives.times import build_times
 
 _TINY = 1e-30  # under a logarithm of a probability in float32
@@ -185,7 +185,7 @@ def continuous_flow_loss(
     Raises:
       ValueError: shapes that do not fit, unknown names, bad steps.
     """
-    index, total = _global_index(x0, index, total)
+    index, total = global_index(x0, index, total)
     t, inverse_density, keys = _draw_times(process, key, index, total, times, steps)
     point = process.point(t)
     xt = process.corrupt(x0, _noise(keys, 0, x0), t)
@@ -235,7 +235,7 @@ def discrete_flow_loss(
       ValueError: tokens that are not integers `[B, L]`, shapes that do not fit, bad steps.
     """
     process.check_tokens(tokens)
-    index, total = _global_index(tokens, index, total)
+    index, total = global_index(tokens, index, total)
     t, inverse_density, keys = _draw_times(process, key, index, total, times, steps)
     like = jax.ShapeDtypeStruct((*tokens.shape, process.vocab_size), jnp.float32)
     z = process.corrupt(tokens, _noise(keys, 0, like), t)
@@ -260,7 +260,7 @@ def discrete_reconstruction(process, denoise, key, tokens, *, reduce="mean", ind
     Arguments and units as `discrete_flow_loss`; returns `[B]`.
     """
     process.check_tokens(tokens)
-    index, _ = _global_index(tokens, index, None)
+    index, _ = global_index(tokens, index, None)
     like = jax.ShapeDtypeStruct((*tokens.shape, process.vocab_size), jnp.float32)
     t = jnp.zeros(tokens.shape[:1])
     z = process.corrupt(tokens, _noise(example_keys(key, index), 0, like), t)
@@ -274,7 +274,7 @@ def discretised_reconstruction(process, denoise, key, x0, *, reduce="mean", inde
 
     `denoise` has `probabilities`, x0 lies on bin centres; units as `continuous_flow_loss`; `[B]`.
     """
-    index, _ = _global_index(x0, index, None)
+    index, _ = global_index(x0, index, None)
     t = jnp.zeros(x0.shape[:1])
     x = process.corrupt(x0, _noise(example_keys(key, index), 0, x0), t)
     probs = denoise.probabilities(x, process.point(t))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import example_keys
-from diffusion_jax.objectives.denoising import _global_index
+from diffusion_jax.objectives.per_example import global_index
 from diffusion_jax.objectives.times import build_times
 
 
@@ -57,7 +57,7 @@ def masked_cross_entropy(
       ValueError: tokens that are not clean integers `[B, L]`, logits of another shape.
     """
     process.check_tokens(tokens, process.vocab_size - 1)
-    index, total = _global_index(tokens, index, total)
+    index, total = global_index(tokens, index, total)
     t_key, mask_key = jax.random.split(key)
     t, inverse_density = build_times(times)(process, t_key, index, total)
     xt = process.corrupt(example_keys(mask_key, index), tokens, t)

@@ -15,7 +15,7 @@ import jax.scipy.stats as stats
 from diffusion_jax.registry import get, register
 
 
-def _fractions(key, index, total):
+def stratified(key, index, total):
     """Low-discrepancy numbers in [0, 1): one uniform shift of the grid i / total (VDM, arXiv 2107.00630)."""
     return (jax.random.uniform(key) + index.astype(jnp.float32) / total) % 1.0
 
@@ -24,7 +24,7 @@ def _fractions(key, index, total):
 def uniform(process, key, index, total):
     """Stratified uniform times on [t_min, t_max]: one random shift of an even grid for the batch."""
     span = process.t_max - process.t_min
-    t = process.t_min + span * _fractions(key, index, total)
+    t = process.t_min + span * stratified(key, index, total)
     return t, jnp.full_like(t, span)
 
 
@@ -48,7 +48,7 @@ def _truncated_normal(fractions, mean, std, low, high):
 def log_normal(process, key, index, total, mean=-1.2, std=1.2):
     """log(sigma / alpha) normal, stratified, truncated to [t_min, t_max] (EDM, arXiv 2206.00364)."""
     low, high = -process.lam(process.t_min), -process.lam(process.t_max)
-    log_u, mass = _truncated_normal(_fractions(key, index, total), mean, std, low, high)
+    log_u, mass = _truncated_normal(stratified(key, index, total), mean, std, low, high)
     t = jnp.clip(process.t_of_lam(-log_u), process.t_min, process.t_max)
     # p(t) = p(log u) |d log u / dt|
     slope = jax.vmap(jax.grad(lambda s: -process.lam(s)))(t)
@@ -60,7 +60,7 @@ def log_normal(process, key, index, total, mean=-1.2, std=1.2):
 def logit_normal(process, key, index, total, mean=0.0, std=1.0):
     """logit(t) normal, stratified, truncated to [t_min, t_max] (arXiv 2403.03206)."""
     low, high = jax.scipy.special.logit(jnp.asarray([process.t_min, process.t_max], float))
-    logit, mass = _truncated_normal(_fractions(key, index, total), mean, std, low, high)
+    logit, mass = _truncated_normal(stratified(key, index, total), mean, std, low, high)
     t = jnp.clip(jax.nn.sigmoid(logit), process.t_min, process.t_max)
     return t, mass * t * (1.0 - t) / stats.norm.pdf(logit, mean, std)
 

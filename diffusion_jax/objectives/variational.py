@@ -31,8 +31,8 @@ from diffusion_jax.numerics import (
     normal_per_example,
     sum_per_example,
 )
-from diffusion_jax.objectives.denoising import _global_index, _squared_error
-from diffusion_jax.objectives.times import _fractions
+from diffusion_jax.objectives.per_example import global_index, squared_error
+from diffusion_jax.objectives.times import stratified
 from diffusion_jax.processes.log_snr import point_of
 
 
@@ -132,7 +132,7 @@ def variational_terms(
     point = point_of(gamma_t, t, dgamma)
     zt = expand(point["alpha"], x0) * x0 + expand(point["sigma"], x0) * eps
     x0_hat, _ = evaluate(denoise, zt, point)
-    error = _squared_error(x0_hat, x0, "sum")
+    error = squared_error(x0_hat, x0, "sum")
     return VariationalTerms(
         reconstruction_nats(gamma_0, x0, eps_0, levels),
         prior_nats(gamma_1, x0),
@@ -148,7 +148,7 @@ def variational_draws(key, x0, index, total):
     t_key, noise_key = jax.random.split(key)
     keys = example_keys(noise_key, index)
     eps_0, eps = (normal_per_example(fold_all(keys, i), x0) for i in range(2))
-    return _fractions(t_key, index, total), eps_0, eps
+    return stratified(t_key, index, total), eps_0, eps
 
 
 def variational_bound(
@@ -171,7 +171,7 @@ def variational_bound(
     Raises:
       ValueError: shapes that do not fit, bad levels, negative steps.
     """
-    index, total = _global_index(x0, index, total)
+    index, total = global_index(x0, index, total)
     t, eps_0, eps = variational_draws(key, x0, index, total)
     return variational_terms(gamma, denoise, x0, t, eps_0, eps, levels=levels, steps=steps)
 

@@ -11,6 +11,7 @@ from diffusion_jax.processes import (
     PREDICTIONS,
     VP,
     Absorbing,
+    Interpolant,
     VEBridge,
     VPBridge,
     from_x0,
@@ -51,7 +52,7 @@ def test_every_parameterization_of_a_perfect_network_is_the_oracle(name, x64):
         return (oracle(x, t) - c.c_skip[:, None] * x) / c.c_out[:, None]
 
     networks = {kind: perfect(kind) for kind in PREDICTIONS} | {"edm": perfect_edm}
-    assert set(networks) == set(PARAMETERIZATIONS) - {"ddbm"}
+    assert set(networks) == set(PARAMETERIZATIONS) - {"ddbm", "i2sb"}
     for kind, network in networks.items():
         denoise = Denoiser(network, process, kind, sigma_data=0.7)
         np.testing.assert_allclose(denoise(x, t), exact, rtol=1e-8, atol=1e-9, err_msg=kind)
@@ -79,6 +80,24 @@ def test_bridge_parameterizations_of_a_perfect_network_are_the_oracle(process, x
     np.testing.assert_array_equal(denoise.at(x, point), denoise(x, t))
     plain = Denoiser(lambda x, t: oracle(x, t), process, "x0")
     np.testing.assert_array_equal(plain(x, t), oracle(x, t))
+
+    def base_noise(x, t):
+        alpha, rho = process.alpha(t)[:, None], jnp.sqrt(process.rho2(t))[:, None]
+        return (x - alpha * oracle(x, t)) / (alpha * rho)
+
+    def bridge_noise(x, t):
+        a, b, c = (point[name][:, None] for name in "abc")
+        return (x - a * source - b * oracle(x, t)) / c
+
+    for kind, network in (("i2sb", base_noise), ("eps", bridge_noise)):
+        denoise = Denoiser(network, process, kind, source=source)
+        np.testing.assert_allclose(denoise(x, t), oracle(x, t), rtol=1e-8, atol=1e-9, err_msg=kind)
+        np.testing.assert_array_equal(denoise.at(x, point), denoise(x, t))
+        # output_scale is the derivative of x0_hat by the network's output
+        wrong = Denoiser(lambda x, t, n=network: n(x, t) + 0.1, process, kind, source=source)
+        moved = np.abs(wrong(x, t) - denoise(x, t)) / 0.1
+        scale = denoise.output_scale(point)[:, None]
+        np.testing.assert_allclose(moved, np.broadcast_to(scale, moved.shape), rtol=1e-6)
 
 
 def test_a_denoiser_is_a_pytree_of_parameters():
@@ -128,9 +147,12 @@ def test_evaluate_prefers_the_point_and_carries_a_cache():
             "unknown parameterization 'epsilon'; did you mean",
         ),
         (
-            lambda: Denoiser(None, VPBridge(), "eps"),
-            "'eps' is not defined for a bridge; valid: ddbm",
+            lambda: Denoiser(None, VPBridge(), "v"),
+            "'v' is not defined for a bridge; valid: ddbm, eps, i2sb, x0",
         ),
+        (lambda: Denoiser(None, VPBridge(), "eps"), "'eps' of a bridge needs its source"),
+        (lambda: Denoiser(None, Interpolant(), "i2sb"), "needs the bridge of an SDE, got Interp"),
+        (lambda: Denoiser(None, VP(), "i2sb"), "'i2sb' needs a bridge"),
         (lambda: Denoiser(None, VPBridge(), "edm"), "'edm' is not defined for a bridge"),
         (lambda: Denoiser(None, VP(), "ddbm"), "'ddbm' needs a bridge"),
         (lambda: Denoiser(None, Absorbing(4), "ddbm"), "'ddbm' needs a bridge"),

@@ -29,7 +29,7 @@ def golden_loss(name):
 
 
 def give_noise(monkeypatch, z):
-    module = sys.modules["diffusion_jax.objectives.denoising"]
+    module = sys.modules["diffusion_jax.objectives.bridge"]
     monkeypatch.setattr(module, "normal_per_example", lambda keys, like: jnp.asarray(z))
 
 
@@ -58,8 +58,7 @@ def test_loss_of_the_official_code(name, x64, monkeypatch):
     class Watch:
         """The denoiser, noting what it is asked and what it says."""
 
-        parameterization = "ddbm"
-        preconditioning = staticmethod(denoise.preconditioning)
+        output_scale = staticmethod(denoise.output_scale)
 
         def at(self, x, point):
             seen.update(xt=x, denoised=denoise.at(x, point))
@@ -81,23 +80,21 @@ def test_loss_of_the_official_code(name, x64, monkeypatch):
 
 
 def test_loss_of_i2sb_with_its_own_parameterisation(x64, monkeypatch):
-    """D = x - rho F and weight 1 / rho^2 are no option of `Denoiser`, but a function does."""
+    """D = x - rho F, and weight 1 / rho^2: the plain error of F."""
     g, process = golden_loss("i2sb"), PROCESSES["i2sb"]
     give_noise(monkeypatch, g["z"])
     network = toy_network(g)
 
-    def denoise(x, t):
-        index = jnp.round(999 * t)
-        c_noise = 1000.0 * (1e-4 + (1.0 - 1e-4) * index / 999)
-        return x - jnp.sqrt(process.rho2(t))[:, None] * network(x, c_noise)
+    def at_their_clock(x, t):
+        return network(x, 1000.0 * (1e-4 + (1.0 - 1e-4) * jnp.round(999 * t) / 999))
 
+    denoise = Denoiser(at_their_clock, process, "i2sb")
     losses, _ = objectives.bridge_denoising(
         process,
         denoise,
         jax.random.key(0),
         jnp.asarray(g["x0"]),
         jnp.asarray(g["xT"]),
-        weight=lambda point: 1.0 / process.rho2(point["t"]),
         times=fixed(g),
     )
     np.testing.assert_allclose(losses, g["loss"], rtol=1e-9)
@@ -151,6 +148,20 @@ def test_halves_of_a_batch_have_the_losses_of_the_whole():
     whole = losses(x0, x1, index)
     halves = [losses(x0[s], x1[s], index[s]) for s in (slice(0, 4), slice(4, 8))]
     np.testing.assert_allclose(jnp.concatenate(halves), whole, rtol=1e-6)
+
+
+def test_only_what_the_mask_marks_counts():
+    x0, x1 = jnp.asarray(np.random.default_rng(2).standard_normal((2, 4, 6, 1)), jnp.float32)
+    hole = jnp.zeros((4, 6, 1)).at[:, :2].set(1.0)
+
+    def losses(extra, mask):
+        wrong = jnp.where(hole == 1, 0.5, extra)
+        return objectives.bridge_denoising(
+            BrownianBridge(), lambda x, t: x0 + wrong, jax.random.key(0), x0, x1, mask=mask
+        )[0]
+
+    np.testing.assert_allclose(losses(9.0, hole), 0.25 * 2 / 6, rtol=1e-5)
+    np.testing.assert_allclose(losses(0.5, None), 0.25, rtol=1e-5)
 
 
 def test_errors():
