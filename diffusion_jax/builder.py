@@ -95,13 +95,16 @@ def build_data(config: Mapping[str, Any], split: str):
 
 
 def build_process(config: Mapping[str, Any], spec: DataSpec):
-    """The forward process; the vocabulary comes from the data."""
+    """The forward process; the vocabulary comes from the data.
+
+    A `schedule`, and the `base` of an h-transform, are sections of their own with a name.
+    """
     options = {"vocab_size": spec.vocab_size} if spec.vocab_size else {}
     plain = to_plain(config["process"]) if "process" in config else {}
-    schedule = plain.get("schedule")
-    if isinstance(schedule, Mapping):
-        made = construct("schedule", {"schedule": schedule}, "schedule")
-        config = {**config, "process": {**plain, "schedule": made}}
+    for part, kind in (("schedule", "schedule"), ("base", "process")):
+        if isinstance(plain.get(part), Mapping):
+            plain = {**plain, part: construct(kind, {part: plain[part]}, part)}
+            config = {**config, "process": plain}
     return construct("process", config, "process", **options)
 
 
@@ -121,10 +124,14 @@ def _parameterization(config: Mapping[str, Any]) -> str | None:
 
 
 def build_network(config: Mapping[str, Any], spec: DataSpec):
-    """The network module; classes, vocabulary and source channels come from the data."""
+    """The network module; classes, vocabulary, voices and source channels come from the data."""
     defaults: dict[str, Any] = {"num_classes": spec.num_classes}
     if spec.vocab_size:
         defaults["vocab_size"] = spec.vocab_size
+    if "text" in spec.elements:
+        defaults["symbols"] = spec.sizes["text"] - 1  # 0 is padding
+        defaults["speakers"] = spec.sizes.get("speaker", 0)
+        defaults["mels"] = spec.shape[-1]
     if "source" in spec.elements:
         defaults["source_channels"] = spec.elements["source"].shape[-1]
     scale = _TIME_SCALES.get(_parameterization(config))

@@ -54,6 +54,16 @@ def test_masked_takes_its_vocabulary_from_the_data():
     assert process.schedule == processes.CosineSchedule()
 
 
+def test_the_base_of_an_h_transform_is_a_section_of_its_own():
+    config = {"process": {"name": "h_transform", "base": {"name": "sub_vp", "beta_max": 3.0}}}
+    spec = digits("train").spec
+    process = builder.build_process(config, spec)
+    assert process == processes.HTransform(processes.SubVP(beta_max=3.0))
+    config["process"]["base"]["name"] = "sub_pv"
+    with pytest.raises(ConfigError, match=r"base.name: unknown process 'sub_pv'"):
+        builder.build_process(config, spec)
+
+
 def test_bridge_takes_source_channels_from_the_data():
     built = builder.build_method(BRIDGE, paired().spec)
     assert built.module.source_channels == 1
