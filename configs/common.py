@@ -1,4 +1,4 @@
-"""What configs share: the `train` section with every field that an override may want to name."""
+"""What configs share: sections with every field that an override may want to name."""
 
 from typing import Any
 
@@ -44,6 +44,115 @@ def train(
         "tensorboard": True,
         "init_from": init_from,
     }
+
+
+def small_dit(**fields: Any) -> dict[str, Any]:
+    """The section `network` of a transformer that two CPU cores train on 8x8 images in minutes."""
+    return {
+        "name": "dit",
+        "patch_size": 4,
+        "width": 96,
+        "depth": 4,
+        "heads": 2,
+        "remat": True,
+    } | fields
+
+
+def small_token_transformer(**fields: Any) -> dict[str, Any]:
+    """The section `network` of a transformer over the 64 tokens of an 8x8 image, for two CPU cores."""
+    return {
+        "name": "token_transformer",
+        "width": 64,
+        "depth": 2,
+        "heads": 2,
+        "remat": True,
+        "positions": "learned",
+        "max_length": 64,
+    } | fields
+
+
+def small_train(*, steps: int, every: int, **options: Any) -> dict[str, Any]:
+    """The section `train` of a run of minutes on two CPU cores: `train` with a cosine to its end."""
+    usual = {
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "schedule": {"name": "cosine", "warmup_steps": 100},
+        "ema": (0.99,),
+    }
+    return train(steps=steps, every=every, **(usual | options))
+
+
+def edm_score(*, sigma_data: float, **fields: Any) -> dict[str, Any]:
+    """The section `method` of a score model in EDM's parameterisation, sampled by DPM-Solver++(2M)."""
+    return {
+        "name": "score",
+        "parameterization": "edm",
+        "weighting": "edm",
+        "sigma_data": sigma_data,
+        "guidance": 1.0,
+        "sampler": "dpmpp_2m",
+        "nfe": 20,
+    } | fields
+
+
+def image_score(
+    dataset: str,
+    *,
+    channels: int,
+    channel_mults: tuple[int, ...],
+    num_res_blocks: int,
+    attention: int,
+    sigma_data: float,
+    steps: int,
+    batch_size: int,
+    augment: tuple[str, ...] = ("flip",),
+) -> ConfigDict:
+    """A class-conditional score model of a TFDS image set: U-Net, EDM recipe, VP schedule.
+
+    `attention` is the resolution that has it; sizes are those of the network and the run.
+    """
+    return config(
+        data={"name": "tfds", "dataset": dataset},
+        process={"name": "vp"},
+        network={
+            "name": "unet",
+            "channels": channels,
+            "channel_mults": channel_mults,
+            "num_res_blocks": num_res_blocks,
+            "attention_resolutions": (attention,),
+            "heads": 4,
+            "dropout": 0.1,
+            "dtype": "float32",
+        },
+        method=edm_score(sigma_data=sigma_data),
+        train=train(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=2e-4,
+            schedule={"name": "warmup", "warmup_steps": 5000},
+            every=5000,
+            augment=augment,
+        ),
+        evaluate={"num": 10_000},
+    )
+
+
+def adm_256(**fields: Any) -> dict[str, Any]:
+    """The section `network` of ADM's U-Net for images of 256x256 (arXiv 2105.05233), as bridges use it.
+
+    Deviation: 8 attention heads at every resolution instead of heads of 64 channels.
+    """
+    return {
+        "name": "unet",
+        "channels": 256,
+        "channel_mults": (1, 1, 2, 2, 4, 4),
+        "num_res_blocks": 2,
+        "attention_resolutions": (32, 16, 8),
+        "heads": 8,
+        "dropout": 0.0,
+        "dtype": "bfloat16",
+        "remat": True,
+    } | fields
 
 
 def config(**sections: Any) -> ConfigDict:

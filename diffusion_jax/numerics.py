@@ -136,6 +136,18 @@ def _node_types(treedef):
     return (node and node[0], *(_node_types(child) for child in treedef.children()))
 
 
+_WIDE = tuple(np.dtype(name) for name in ("int64", "uint64", "float64", "complex128"))
+
+
+def renewed(v: np.ndarray | np.generic) -> np.ndarray | np.generic:
+    """A NumPy array for `jit`: one of 64 bits as a copy in the precision that JAX works in now.
+
+    JAX remembers by the identity of an array what it made of it, whatever `jax.enable_x64` says since:
+    the array itself may reach a float32 program as a float64 buffer.
+    """
+    return np.array(v, jax.dtypes.canonicalize_dtype(v.dtype)) if v.dtype in _WIDE else v
+
+
 def split_traced(tree: Any) -> tuple[list, Any]:
     """A pytree as arguments of `jit`: `(arrays, static)`.
 
@@ -144,10 +156,8 @@ def split_traced(tree: Any) -> tuple[list, Any]:
     """
     leaves, treedef = jax.tree.flatten(tree)
     traced = [isinstance(v, jax.Array | np.ndarray | np.generic | float) for v in leaves]
-    # NumPy arrays are converted here: under `jax.enable_x64` in one call and without it in the next, jit
-    # has been seen to hand a float64 buffer to a float32 program.
     arrays = [
-        jnp.asarray(v) if isinstance(v, np.ndarray | np.generic) else v if is_array else None
+        renewed(v) if isinstance(v, np.ndarray | np.generic) else v if is_array else None
         for v, is_array in zip(leaves, traced)
     ]
     static = (

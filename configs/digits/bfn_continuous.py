@@ -16,23 +16,9 @@ def get_config():
         data={"name": "digits"},
         # 17 grey levels: the papers' last variance for 16
         process={"name": "bfn_continuous", "min_variance": 1e-3},
-        network={
-            "name": "dit",
-            "patch_size": 4,
-            "width": 96,
-            "depth": 4,
-            "heads": 2,
-            "remat": True,
-        },
+        network=common.small_dit(),
         method={"name": "bayesian_flow", "sampler": "bfn_solver_ode2", "nfe": 20},
-        train=common.train(
-            steps=2400,
-            batch_size=64,
-            learning_rate=2e-3,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            ema=(0.99,),
-            every=800,
-        ),
+        train=common.small_train(steps=2400, every=800),
         evaluate={
             "samplers": (
                 {"name": "bfn_continuous", "nfe": 21},

@@ -14,25 +14,15 @@ def get_config():
     return common.config(
         data={"name": "digits_tokens"},
         process={"name": "bfn_discrete", "beta1": 2.0},
-        network={
-            "name": "token_transformer",
-            "width": 64,
-            "depth": 2,
-            "heads": 2,
-            "remat": True,
-            "positions": "learned",
-            "max_length": 64,
-        },
+        network=common.small_token_transformer(),
         method={"name": "bayesian_flow", "sampler": "bfn_sde2m", "nfe": 20},
-        train=common.train(
+        train=common.small_train(
             steps=3200,
+            every=1600,
             batch_size=32,
             learning_rate=3e-3,
             optimizer="adamw",
             weight_decay=0.01,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            ema=(0.99,),
-            every=1600,
         ),
         evaluate={
             "samplers": (

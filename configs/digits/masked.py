@@ -14,26 +14,15 @@ def get_config():
     return common.config(
         data={"name": "digits_tokens"},
         process={"name": "absorbing", "schedule": "linear"},
-        network={
-            "name": "token_transformer",
-            "width": 64,
-            "depth": 2,
-            "heads": 2,
-            "remat": True,
-            "positions": "learned",
-            "max_length": 64,
-            "time_conditioned": False,
-        },
+        network=common.small_token_transformer(time_conditioned=False),
         method={"name": "masked", "guidance": 1.0, "sampler": "masked_ancestral", "nfe": 32},
-        train=common.train(
+        train=common.small_train(
             steps=1400,
+            every=700,
             batch_size=32,
             learning_rate=3e-3,
             optimizer="adamw",
             weight_decay=0.01,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            ema=(0.99,),
-            every=700,
         ),
         evaluate={
             "samplers": (

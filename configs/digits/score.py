@@ -14,31 +14,9 @@ def get_config():
     return common.config(
         data={"name": "digits"},
         process={"name": "vp"},
-        network={
-            "name": "dit",
-            "patch_size": 4,
-            "width": 96,
-            "depth": 4,
-            "heads": 2,
-            "remat": True,
-        },
-        method={
-            "name": "score",
-            "parameterization": "edm",
-            "weighting": "edm",
-            "sigma_data": 0.85,
-            "guidance": 1.0,
-            "sampler": "dpmpp_2m",
-            "nfe": 20,
-        },
-        train=common.train(
-            steps=1800,
-            batch_size=64,
-            learning_rate=2e-3,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            ema=(0.99,),
-            every=600,
-        ),
+        network=common.small_dit(),
+        method=common.edm_score(sigma_data=0.85),
+        train=common.small_train(steps=1800, every=600),
         evaluate={
             "samplers": (
                 {"name": "ddim", "nfe": 10},

@@ -16,15 +16,7 @@ def get_config():
     return common.config(
         data={"name": "digits"},
         process={"name": "linear_log_snr", "gamma_min": -7.8, "gamma_max": 5.0},
-        network={
-            "name": "dit",
-            "patch_size": 2,
-            "width": 96,
-            "depth": 4,
-            "heads": 2,
-            "out_channels": 1,
-            "remat": True,
-        },
+        network=common.small_dit(patch_size=2, out_channels=1),
         method={
             "name": "vdm",
             "levels": 17,
@@ -35,16 +27,8 @@ def get_config():
             "sampler": "ddpm",
             "nfe": 250,
         },
-        train=common.train(
-            steps=1200,
-            batch_size=64,
-            learning_rate=2e-3,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            optimizer="adamw",
-            ema=(0.99,),
-            every=400,
-            b2=0.99,
-            weight_decay=0.01,
+        train=common.small_train(
+            steps=1200, every=400, optimizer="adamw", b2=0.99, weight_decay=0.01
         ),
         evaluate={
             "samplers": (

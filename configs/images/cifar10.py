@@ -11,35 +11,13 @@ from configs import common
 
 def get_config():
     """The config; override with `--config.section.field=value`."""
-    return common.config(
-        data={"name": "tfds", "dataset": "cifar10"},
-        process={"name": "vp"},
-        network={
-            "name": "unet",
-            "channels": 128,
-            "channel_mults": (1, 2, 2, 2),
-            "num_res_blocks": 3,
-            "attention_resolutions": (16,),
-            "heads": 4,
-            "dropout": 0.1,
-            "dtype": "float32",
-        },
-        method={
-            "name": "score",
-            "parameterization": "edm",
-            "weighting": "edm",
-            "sigma_data": 0.5,
-            "guidance": 1.0,
-            "sampler": "dpmpp_2m",
-            "nfe": 20,
-        },
-        train=common.train(
-            steps=500_000,
-            batch_size=512,
-            learning_rate=2e-4,
-            schedule={"name": "warmup", "warmup_steps": 5000},
-            every=5000,
-            augment=("flip",),
-        ),
-        evaluate={"num": 10_000},
+    return common.image_score(
+        "cifar10",
+        channels=128,
+        channel_mults=(1, 2, 2, 2),
+        num_res_blocks=3,
+        attention=16,
+        sigma_data=0.5,
+        steps=500_000,
+        batch_size=512,
     )

@@ -11,35 +11,13 @@ from configs import common
 
 def get_config():
     """The config; override with `--config.section.field=value`."""
-    return common.config(
-        data={"name": "tfds", "dataset": "fashion_mnist"},
-        process={"name": "vp"},
-        network={
-            "name": "unet",
-            "channels": 64,
-            "channel_mults": (1, 2, 2),
-            "num_res_blocks": 2,
-            "attention_resolutions": (14,),
-            "heads": 4,
-            "dropout": 0.1,
-            "dtype": "float32",
-        },
-        method={
-            "name": "score",
-            "parameterization": "edm",
-            "weighting": "edm",
-            "sigma_data": 0.7,
-            "guidance": 1.0,
-            "sampler": "dpmpp_2m",
-            "nfe": 20,
-        },
-        train=common.train(
-            steps=100_000,
-            batch_size=128,
-            learning_rate=2e-4,
-            schedule={"name": "warmup", "warmup_steps": 5000},
-            every=5000,
-            augment=("flip",),
-        ),
-        evaluate={"num": 10_000},
+    return common.image_score(
+        "fashion_mnist",
+        channels=64,
+        channel_mults=(1, 2, 2),
+        num_res_blocks=2,
+        attention=14,
+        sigma_data=0.7,
+        steps=100_000,
+        batch_size=128,
     )

@@ -7,18 +7,13 @@ Hardware: 2 CPU cores, about 3 minutes for 700 steps. Full scale: configs/bfn/te
 """
 
 from configs import common
+from configs.text import characters
 
 
 def get_config():
     """The config; override with `--config.section.field=value`."""
     return common.config(
-        data={
-            "name": "text",
-            "path": "README.md",
-            "length": 64,
-            "unit": "characters",
-            "stride": 16,
-        },
+        data=characters.get_config().data,
         process={"name": "bfn_discrete", "beta1": 0.75},
         network={"name": "token_transformer", "width": 128, "depth": 3, "heads": 4},
         method={
@@ -27,14 +22,8 @@ def get_config():
             "sampler": "bfn_sde2m",
             "nfe": 20,
         },
-        train=common.train(
-            steps=700,
-            batch_size=32,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            ema=(0.99,),
-            every=350,
+        train=common.small_train(
+            steps=700, every=350, batch_size=32, optimizer="adamw", learning_rate=1e-3
         ),
         evaluate={
             "samplers": ({"name": "bfn", "nfe": 21}, {"name": "bfn_sde2m", "nfe": 20}),

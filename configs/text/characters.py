@@ -28,14 +28,8 @@ def get_config():
             "time_conditioned": False,
         },
         method={"name": "masked", "label_dropout": 0.0, "sampler": "first_hitting"},
-        train=common.train(
-            steps=2000,
-            batch_size=64,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            schedule={"name": "cosine", "warmup_steps": 100},
-            ema=(0.995,),
-            every=500,
+        train=common.small_train(
+            steps=2000, every=500, optimizer="adamw", learning_rate=1e-3, ema=(0.995,)
         ),
         evaluate={"draws": 16},
     )

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.guidance.transforms import clip as clip_transform
+from diffusion_jax.guidance.transforms import guide
 from diffusion_jax.numerics import example_keys, pytree_dataclass, static
-from diffusion_jax.samplers.build import build_sampler
+from diffusion_jax.registry import entry, names
+from diffusion_jax.samplers.build import build_sampler, family_of
 from diffusion_jax.samplers.scan import sample as run_sampler
 
 
@@ -40,9 +43,10 @@ class Method(NamedTuple):
       loss: `(params, key, batch, context) -> (scalar, metrics)`: the mean over the examples in
         `batch`. Randomness is folded per example with `batch["index"]`, the position in the global
         batch, so every sharding of a batch gives the same loss.
-      denoiser: `(params, batch, train=False, key=None) -> denoise`: the callable that samplers and
-        objectives take, with the conditions of `batch` closed over. Where x0_hat is clipped for
-        sampling, `raw=True` leaves that out: for what differentiates through it (likelihoods).
+      denoiser: `(params, batch, train=False, key=None, raw=False) -> denoise`: the callable that
+        samplers and objectives take, with the conditions of `batch` closed over. Where x0_hat is
+        clipped for sampling, `raw=True` leaves that out: for what differentiates through it
+        (likelihoods).
       sample: `(params, key, batch, sampler=None, **options) -> samples`, one for each row of `batch`
         (which holds the conditions and `index`), through `default_sampler` unless another is given;
         options are those of `samplers.sample`.
@@ -85,6 +89,12 @@ class Network:
     num_classes: int | None = None
     label_dropout: float = 0.0
     uses_source: bool = False
+
+    @classmethod
+    def of(cls, module, spec, label_dropout=0.0, uses_source=False):
+        """The network on data of a `DataSpec`: labels are used where both of them have classes."""
+        classes = spec.num_classes if getattr(module, "num_classes", None) else None
+        return cls(module, classes, label_dropout, uses_source)
 
     def __post_init__(self):
         if not 0.0 <= self.label_dropout < 1.0:
@@ -153,10 +163,50 @@ def _apply_train(module, params, conditions, dropout, x, t):
     return module.module.apply({"params": params}, x, t, **conditions, train=True, rngs=rngs)
 
 
-def assemble(process, init, loss, denoiser, start, sampler, nfe, sampler_options) -> Method:
-    """A `Method` from its parts; `start(key, batch)` gives the x that sampling begins with."""
+def sampling_denoiser(plain, *, clip: bool, net: Network | None = None, guidance: float = 1.0):
+    """`Method.denoiser` of a family whose network gives x0_hat.
+
+    Args:
+      plain: `(params, batch, train, key) -> denoise`, the network as a denoiser.
+      clip: clip x0_hat to [-1, 1] unless `raw=True`.
+      net: knows the null label; needed for guidance.
+      guidance: weight of classifier-free guidance; 1 is the plain model.
+    """
+
+    def denoiser(params, batch, train=False, key=None, raw=False):
+        denoise = plain(params, batch, train, key)
+        if guidance != 1.0:
+            unconditional = plain(params, net.unconditional(batch), train, key)
+            denoise = guide(denoise, unconditional, guidance)
+        return clip_transform(denoise) if clip and not raw else denoise
+
+    return denoiser
+
+
+def prior_start(process, spec):
+    """`start` of `assemble` for what begins with noise: a draw of `process.prior` for each row."""
+
+    def start(key, batch):
+        index = batch["index"]
+        return process.prior(key, (index.shape[0], *spec.shape), index=index)
+
+    return start
+
+
+def assemble(
+    process, init, loss, denoiser, start, sampler, nfe, sampler_options, output="x0"
+) -> Method:
+    """A `Method` from its parts.
+
+    Args:
+      start: `(key, batch) -> x` that sampling begins with.
+      sampler, nfe, sampler_options: the default sampler (options may be None).
+      output: what the denoiser returns, "x0" or "drift": samplers are told apart by what they declare.
+    """
+    sampler_options = dict(sampler_options or {})
 
     def make(name=sampler, nfe=None, **options):
+        _check_output(process, name, output)
         return build_sampler(process, name, nfe, **{**sampler_options, **options})
 
     default = make(sampler, nfe)
@@ -174,3 +224,17 @@ def assemble(process, init, loss, denoiser, start, sampler, nfe, sampler_options
         )
 
     return Method(init, loss, denoiser, draw, default, make, process)
+
+
+def _check_output(process, name, output):
+    """Raises ValueError for a registered sampler that takes a model of another output."""
+    family = family_of(process)
+    if name not in names("sampler", family=family):
+        return  # a saved table; other names are answered by `build_sampler`
+    meta = entry("sampler", name).meta
+    if meta.get("output", "x0") != output:
+        fitting = names("sampler", family=family, output=None if output == "x0" else output)
+        raise ValueError(
+            f"sampler {name!r} needs a model that returns {meta.get('output', 'x0')}, this one returns "
+            f"{output}; valid: {', '.join(fitting)}"
+        )

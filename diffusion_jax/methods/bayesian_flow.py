@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax import guidance as transforms
 from diffusion_jax import objectives
 from diffusion_jax.denoisers import Denoiser, evaluate
-from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble, prior_start
 from diffusion_jax.numerics import expand, pytree_dataclass, static
 from diffusion_jax.objectives.bayesian_flow import bin_centres, bin_probabilities
 from diffusion_jax.processes import ContinuousBFN, DiscreteBFN
@@ -174,8 +174,7 @@ def bayesian_flow(
         )
     if bins is not None and (tokens or not isinstance(bins, int) or bins < 2):
         raise ValueError(f"bins must be an int of at least 2, for images; got {bins!r}")
-    classes = spec.num_classes if getattr(module, "num_classes", None) else None
-    net = Network(module, classes, label_dropout)
+    net = Network.of(module, spec, label_dropout)
     parts = _TokenParts if tokens else _ImageParts
     own = parts(process, spec, bins, parameterization, sigma_data, steps, draws, times)
 
@@ -197,19 +196,16 @@ def bayesian_flow(
         losses, _ = own.losses(denoise, walk, batch, "sum")
         return losses + own.reconstruction(denoise, last, batch)
 
-    def denoiser(params, batch, train=False, key=None):
+    def denoiser(params, batch, train=False, key=None, raw=False):
         told = plain(params, batch, train, key)
         if guidance == 1.0:
-            return own.denoiser(told)
-        return own.guided(told, plain(params, net.unconditional(batch), train, key), guidance)
+            return own.denoiser(told, raw)
+        untold = plain(params, net.unconditional(batch), train, key)
+        return own.guided(told, untold, guidance, raw)
 
-    def start(key, batch):
-        index = batch["index"]
-        return process.prior(key, (index.shape[0], *spec.shape), index=index)
-
-    options = dict(sampler_options or {})
     chosen = sampler or ("bfn_sde2m" if tokens else "bfn_solver_ode2")
-    made = assemble(process, init, loss, denoiser, start, chosen, nfe, options)
+    start = prior_start(process, spec)
+    made = assemble(process, init, loss, denoiser, start, chosen, nfe, sampler_options)
 
     def sample(params, key, batch, sampler=None, **options):
         return jax.tree.map(own.shown, made.sample(params, key, batch, sampler, **options))
@@ -232,16 +228,16 @@ class _ImageParts:
     def example(self, batch):
         return batch[self.kind]
 
-    def denoiser(self, network):
+    def denoiser(self, network, raw=False):
         if self.bins is not None:
             return BinnedDenoiser(network, self.process, self.bins)
         return FlowDenoiser(
-            network, self.process, self.parameterization, sigma_data=self.sigma_data
+            network, self.process, self.parameterization, not raw, sigma_data=self.sigma_data
         )
 
-    def guided(self, told, untold, weight):
-        guided = transforms.guide(self.denoiser(told), self.denoiser(untold), weight)
-        return transforms.clip(guided)
+    def guided(self, told, untold, weight, raw=False):
+        guided = transforms.guide(self.denoiser(told, raw), self.denoiser(untold, raw), weight)
+        return guided if raw else transforms.clip(guided)
 
     def losses(self, denoise, key, batch, reduce, total=None):
         x0 = self.scale * batch[self.kind]
@@ -269,10 +265,10 @@ class _TokenParts:
         size = self.process.vocab_size
         return jnp.full((*batch["tokens"].shape, size), 1.0 / size)
 
-    def denoiser(self, network):
+    def denoiser(self, network, raw=False):
         return ClassProbs(ClassLogProbs(network))
 
-    def guided(self, told, untold, weight):
+    def guided(self, told, untold, weight, raw=False):
         both = ClassLogProbs(told), ClassLogProbs(untold)
         return ClassProbs(transforms.guide(*both, weight))
 

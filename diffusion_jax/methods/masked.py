@@ -51,8 +51,7 @@ def masked(
             f"the process has vocab_size {process.vocab_size}, the data has {spec.vocab_size}"
         )
     length = spec.shape[0]
-    classes = spec.num_classes if getattr(module, "num_classes", None) else None
-    net = Network(module, classes, label_dropout)
+    net = Network.of(module, spec, label_dropout)
 
     def init(key, batch):
         return net.init(key, batch["tokens"], batch)
@@ -69,7 +68,7 @@ def masked(
         )
         return losses.mean() / length, {"cross_entropy": aux["cross_entropy"].mean()}
 
-    def denoiser(params, batch, train=False, key=None):
+    def denoiser(params, batch, train=False, key=None, raw=False):
         bound = net.bind(params, batch, train, key)
         if guidance == 1.0:
             return bound

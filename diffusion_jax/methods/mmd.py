@@ -27,7 +27,13 @@ import jax.numpy as jnp
 
 from diffusion_jax import objectives
 from diffusion_jax.guidance.transforms import clip as clip_transform
-from diffusion_jax.methods.base import OBJECTIVE, Method, assemble
+from diffusion_jax.methods.base import (
+    OBJECTIVE,
+    Method,
+    assemble,
+    prior_start,
+    sampling_denoiser,
+)
 from diffusion_jax.methods.score import score
 from diffusion_jax.numerics import pytree_dataclass
 from diffusion_jax.objectives.features import Features, build_features
@@ -100,13 +106,8 @@ def mmd(
     seen = build_features(features, feature_layer, spec.shape)
     bounded = spec.kind == "image"
 
-    def denoiser(params, batch, train=False, key=None):
-        denoise = base.denoiser(params, batch, train, key)
-        return clip_transform(denoise) if clip else denoise
-
-    def start(key, batch):
-        index = batch["index"]
-        return process.prior(key, (index.shape[0], *spec.shape), index=index)
+    denoiser = sampling_denoiser(base.denoiser, clip=clip)
+    start = prior_start(process, spec)
 
     def loss(params, key, batch, context):
         here = batch["index"].shape[0]
@@ -127,9 +128,7 @@ def mmd(
         value = objectives.mmd2(x, y, k)
         return value, {"feature_mean_gap": _mean_gap(x, y)}
 
-    made = assemble(
-        process, base.init, loss, denoiser, start, sampler, nfe, dict(sampler_options or {})
-    )
+    made = assemble(process, base.init, loss, denoiser, start, sampler, nfe, sampler_options)
     return made._replace(init_state=lambda key, params, batch: seen.load())
 
 

@@ -5,10 +5,16 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import guidance as transforms
 from diffusion_jax import objectives
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.methods.base import (
+    OBJECTIVE,
+    Method,
+    Network,
+    assemble,
+    prior_start,
+    sampling_denoiser,
+)
 from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.registry import register
 
@@ -51,8 +57,7 @@ def score(
     """
     if not isinstance(process, GaussianProcess):
         raise ValueError(f"a score model needs a Gaussian process, got {type(process).__name__}")
-    classes = spec.num_classes if getattr(module, "num_classes", None) else None
-    net = Network(module, classes, label_dropout)
+    net = Network.of(module, spec, label_dropout)
     if weighting == "edm":
         weighting_options = {"sigma_data": sigma_data, **(weighting_options or {})}
     weight = objectives.weightings.build_weighting(weighting, **(weighting_options or {}))
@@ -79,15 +84,6 @@ def score(
         )
         return losses.mean(), {"x0_mse": aux["x0_error"].mean()}
 
-    def denoiser(params, batch, train=False, key=None, raw=False):
-        denoise = plain(params, batch, train, key)
-        if guidance != 1.0:
-            unconditional = plain(params, net.unconditional(batch), train, key)
-            denoise = transforms.guide(denoise, unconditional, guidance)
-        return transforms.clip(denoise) if clip and not raw else denoise
-
-    def start(key, batch):
-        index = batch["index"]
-        return process.prior(key, (index.shape[0], *spec.shape), index=index)
-
-    return assemble(process, init, loss, denoiser, start, sampler, nfe, dict(sampler_options or {}))
+    denoiser = sampling_denoiser(plain, clip=clip, net=net, guidance=guidance)
+    start = prior_start(process, spec)
+    return assemble(process, init, loss, denoiser, start, sampler, nfe, sampler_options)

@@ -18,8 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import guidance as transforms
-from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
+from diffusion_jax.methods.base import (
+    OBJECTIVE,
+    Method,
+    Network,
+    assemble,
+    prior_start,
+    sampling_denoiser,
+)
 from diffusion_jax.numerics import expand, pytree_dataclass, static
 from diffusion_jax.objectives.variational import (
     bits_per_dim,
@@ -168,8 +174,7 @@ def vdm(
         raise ValueError(
             "schedule_loss 'variance' needs schedule 'monotone' with ends 'fixed' or 'learned'"
         )
-    classes = spec.num_classes if getattr(module, "num_classes", None) else None
-    net = Network(module, classes, label_dropout)
+    net = Network.of(module, spec, label_dropout)
     exponents = tuple(fourier)
     features = functools.partial(value_features, exponents=exponents)
 
@@ -218,18 +223,9 @@ def vdm(
         draws = variational_draws(key, x0, batch["index"], x0.shape[0])
         return terms(params, batch, draws).total
 
-    def denoiser(params, batch, train=False, key=None, raw=False):
-        denoise = plain(params, batch, train, key)
-        if guidance != 1.0:
-            unconditional = plain(params, net.unconditional(batch), train, key)
-            denoise = transforms.guide(denoise, unconditional, guidance)
-        return transforms.clip(denoise) if clip and not raw else denoise
-
-    def start(key, batch):
-        index = batch["index"]
-        return process.prior(key, (index.shape[0], *spec.shape), index=index)
-
-    made = assemble(process, init, loss, denoiser, start, sampler, nfe, dict(sampler_options or {}))
+    denoiser = sampling_denoiser(plain, clip=clip, net=net, guidance=guidance)
+    start = prior_start(process, spec)
+    made = assemble(process, init, loss, denoiser, start, sampler, nfe, sampler_options)
 
     def sample(params, key, batch, sampler=None, **options):
         drawn = made.sample(params, key, batch, sampler, **options)

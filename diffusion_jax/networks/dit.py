@@ -17,13 +17,12 @@ import jax.numpy as jnp
 from diffusion_jax.networks.checks import (
     check_divides,
     check_dtype,
-    check_inputs,
     check_positive,
     check_rate,
 )
 from diffusion_jax.networks.features import film, patchify, sincos_positions, unpatchify
+from diffusion_jax.networks.inputs import enter
 from diffusion_jax.networks.layers import (
-    Condition,
     LayerNorm,
     Modulation,
     OutputDense,
@@ -81,33 +80,14 @@ class DiT(nn.Module):
           ValueError: a field, a shape, a dtype or a condition does not fit, see `checks`.
         """
         dtype = self._check_fields()
-        x, t, label, source = check_inputs(
-            "dit",
-            "image",
-            x,
-            t,
-            label=label,
-            source=source,
-            num_classes=self.num_classes,
-            source_channels=self.source_channels,
-            train=train,
+        x, condition = enter(
+            self, "dit", "image", x, t, label, source, train, width=self.width, dtype=dtype
         )
         (height, width), p = x.shape[1:3], self.patch_size
         for field, size in (("height", height), ("width", width)):
             check_divides("dit", "patch_size", p, field, size)
-        out_channels = self.out_channels or x.shape[-1]
+        out_channels = self.out_channels or x.shape[-1] - self.source_channels
 
-        condition = Condition(
-            self.width,
-            self.num_classes,
-            self.time_features,
-            self.time_scale,
-            dtype,
-            name="condition",
-        )(t, label)
-        x = x.astype(dtype)
-        if source is not None:
-            x = jnp.concatenate([x, source.astype(dtype)], axis=-1)
         h = nn.Dense(self.width, dtype=dtype, name="input")(patchify(x, p))
         positions = sincos_positions(height // p, width // p, self.width)
         h = h + jnp.asarray(positions, dtype)[None]

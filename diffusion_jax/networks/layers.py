@@ -187,7 +187,8 @@ class SelfAttention(nn.Module):
       zero_init: start as the zero map, for a residual branch without a gate.
       implementation: of `jax.nn.dot_product_attention`: None or "xla", or "cudnn" (16 bit, GPU).
       dtype: compute dtype; the softmax is float32.
-    Shapes: `angles` are those of `rotary_angles` for the L positions, or None.
+    Shapes: `angles` are those of `rotary_angles` for the L positions, or None; `mask` bool [B, L] is
+      False at padding, which nothing attends to, or None.
     """
 
     heads: int
@@ -196,14 +197,19 @@ class SelfAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, angles: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
         batch, length, features = x.shape
         qkv = nn.Dense(3 * features, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, 3, self.heads, features // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
-        y = jax.nn.dot_product_attention(query, key, value, implementation=self.implementation)
+        keys = None if mask is None else mask[:, None, None, :]
+        y = jax.nn.dot_product_attention(
+            query, key, value, mask=keys, implementation=self.implementation
+        )
         out_init = zeros if self.zero_init else lecun_normal()
         return nn.Dense(features, kernel_init=out_init, dtype=self.dtype, name="out")(
             y.reshape(batch, length, features)
@@ -222,7 +228,9 @@ class TransformerBlock(nn.Module):
       dropout: rate at the end of both branches.
       implementation: of attention, see `SelfAttention`.
       dtype: compute dtype.
-    Shapes: x [B, L, C], condition [B, D] or None, angles as in `SelfAttention`.
+      mlp_kernel: width of the MLP's layers over positions; above 1 they are convolutions, which see
+        zeros at padding (FastSpeech, arXiv 1905.09263).
+    Shapes: x [B, L, C], condition [B, D] or None, angles and mask as in `SelfAttention`.
     """
 
     heads: int
@@ -230,6 +238,7 @@ class TransformerBlock(nn.Module):
     dropout: float = 0.0
     implementation: str | None = None
     dtype: Any = jnp.float32
+    mlp_kernel: int = 1
 
     @nn.compact
     def __call__(
@@ -238,6 +247,7 @@ class TransformerBlock(nn.Module):
         condition: jax.Array | None,
         angles: jax.Array | None,
         train: bool,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         features = x.shape[-1]
         modulated = condition is not None
@@ -248,6 +258,12 @@ class TransformerBlock(nn.Module):
         def normed(h, shift, scale, name):
             h = LayerNorm(affine=not modulated, dtype=self.dtype, name=name)(h)
             return film(h, shift, scale) if modulated else h
+
+        def mlp_layer(h, width, name, **init):
+            if self.mlp_kernel == 1:
+                return nn.Dense(width, dtype=self.dtype, name=name, **init)(h)
+            h = h if mask is None else h * mask[..., None].astype(h.dtype)
+            return nn.Conv(width, (self.mlp_kernel,), dtype=self.dtype, name=name, **init)(h)
 
         def added(h, branch, gate, name):
             branch = nn.Dropout(self.dropout, name=name)(branch, deterministic=not train)
@@ -260,13 +276,13 @@ class TransformerBlock(nn.Module):
             implementation=self.implementation,
             dtype=self.dtype,
             name="attention",
-        )(h, angles)
+        )(h, angles, mask)
         x = added(x, h, parts[2], "attention_dropout")
 
         h = normed(x, parts[3], parts[4], "mlp_norm")
-        h = nn.gelu(nn.Dense(self.mlp_ratio * features, dtype=self.dtype, name="mlp_in")(h))
+        h = nn.gelu(mlp_layer(h, self.mlp_ratio * features, "mlp_in"))
         out_init = lecun_normal() if modulated else zeros
-        h = nn.Dense(features, kernel_init=out_init, dtype=self.dtype, name="mlp_out")(h)
+        h = mlp_layer(h, features, "mlp_out", kernel_init=out_init)
         return added(x, h, parts[5], "mlp_dropout")
 
 
@@ -278,7 +294,8 @@ class TransformerStack(nn.Module):
 
     Args:
       depth: number of blocks.
-      heads, mlp_ratio, dropout, implementation, dtype: of the blocks, see `TransformerBlock`.
+      heads, mlp_ratio, dropout, implementation, dtype, mlp_kernel: of the blocks, see
+        `TransformerBlock`.
       remat: recompute the blocks in the backward pass instead of storing their insides.
     Shapes: as `TransformerBlock`.
     """
@@ -290,6 +307,7 @@ class TransformerStack(nn.Module):
     implementation: str | None = None
     remat: bool = False
     dtype: Any = jnp.float32
+    mlp_kernel: int = 1
 
     @nn.compact
     def __call__(
@@ -298,14 +316,21 @@ class TransformerStack(nn.Module):
         condition: jax.Array | None,
         angles: jax.Array | None,
         train: bool,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         def step(block, carry, _):
-            return block(carry, condition, angles, train), None
+            return block(carry, condition, angles, train, mask), None
 
         if self.remat:
             step = nn.remat(step, prevent_cse=False)
         block = TransformerBlock(
-            self.heads, self.mlp_ratio, self.dropout, self.implementation, self.dtype, name="block"
+            self.heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.implementation,
+            self.dtype,
+            self.mlp_kernel,
+            name="block",
         )
         scanned = nn.scan(
             step,

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import zeros
 
-from diffusion_jax.networks.checks import check_dtype, check_inputs, check_positive, check_rate
+from diffusion_jax.networks.checks import check_dtype, check_positive, check_rate
 from diffusion_jax.networks.features import film
-from diffusion_jax.networks.layers import Condition, LayerNorm, Modulation, OutputDense
+from diffusion_jax.networks.inputs import enter
+from diffusion_jax.networks.layers import LayerNorm, Modulation, OutputDense
 from diffusion_jax.registry import register
 
 
@@ -53,28 +54,10 @@ class MLP(nn.Module):
         dtype = check_dtype("mlp", self.dtype)
         check_positive("mlp", width=self.width, depth=self.depth)
         check_rate("mlp", "dropout", self.dropout)
-        x, t, label, source = check_inputs(
-            "mlp",
-            "points",
-            x,
-            t,
-            label=label,
-            source=source,
-            num_classes=self.num_classes,
-            source_channels=self.source_channels,
-            train=train,
+        x, condition = enter(
+            self, "mlp", "points", x, t, label, source, train, width=self.width, dtype=dtype
         )
-        out_features = self.out_features or x.shape[-1]
-        if source is not None:
-            x = jnp.concatenate([x.astype(dtype), source.astype(dtype)], axis=-1)
-        condition = Condition(
-            self.width,
-            self.num_classes,
-            self.time_features,
-            self.time_scale,
-            dtype,
-            name="condition",
-        )(t, label)
+        out_features = self.out_features or x.shape[-1] - self.source_channels
         h = nn.Dense(self.width, dtype=dtype, name="input")(x)
         for i in range(self.depth):
             shift, scale = Modulation(

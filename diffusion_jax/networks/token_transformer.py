@@ -19,13 +19,12 @@ from jax.nn.initializers import normal
 from diffusion_jax.networks.checks import (
     check_divides,
     check_dtype,
-    check_inputs,
     check_positive,
     check_rate,
 )
 from diffusion_jax.networks.features import film, rotary_angles
+from diffusion_jax.networks.inputs import enter
 from diffusion_jax.networks.layers import (
-    Condition,
     LayerNorm,
     Lookup,
     Modulation,
@@ -91,28 +90,22 @@ class TokenTransformer(nn.Module):
         dtype = self._check_fields()
         x = jnp.asarray(x)
         weighted = jnp.issubdtype(x.dtype, jnp.floating)
-        x, t, label, _ = check_inputs(
+        layout = "weights" if weighted else "tokens"
+        x, condition = enter(
+            self,
             "token_transformer",
-            "weights" if weighted else "tokens",
+            layout,
             x,
             t,
-            label=label,
-            source=source,
-            num_classes=self.num_classes,
-            uses_time=self.time_conditioned,
-            train=train,
+            label,
+            source,
+            train,
+            width=self.width,
+            dtype=dtype,
         )
         self._check_sequence(x)
         length = x.shape[1]
 
-        condition = Condition(
-            self.width,
-            self.num_classes,
-            self.time_features,
-            self.time_scale,
-            dtype,
-            name="condition",
-        )(t, label)
         stddev = self.width**-0.5  # vectors of about unit length
         embed = Lookup(self.vocab_size + 1, self.width, stddev, dtype, name="tokens")
         h = embed.mean(x) if weighted else embed(x)

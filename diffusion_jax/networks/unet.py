@@ -15,11 +15,11 @@ from jax.nn.initializers import zeros
 from diffusion_jax.networks.checks import (
     check_divides,
     check_dtype,
-    check_inputs,
     check_positive,
     check_rate,
 )
-from diffusion_jax.networks.layers import AttentionBlock, Condition, GroupNorm, ResidualBlock
+from diffusion_jax.networks.inputs import enter
+from diffusion_jax.networks.layers import AttentionBlock, GroupNorm, ResidualBlock
 from diffusion_jax.registry import register
 
 
@@ -80,30 +80,15 @@ class UNet(nn.Module):
           ValueError: a field, a shape, a dtype or a condition does not fit, see `checks`.
         """
         dtype = self._check_fields()
-        x, t, label, source = check_inputs(
-            "unet",
-            "image",
-            x,
-            t,
-            label=label,
-            source=source,
-            num_classes=self.num_classes,
-            source_channels=self.source_channels,
-            train=train,
+        width = self.condition_width or 4 * self.channels
+        x, condition = enter(
+            self, "unet", "image", x, t, label, source, train, width=width, dtype=dtype
         )
         side, levels = min(x.shape[1:3]), len(self.channel_mults)
         for field, size in (("height", x.shape[1]), ("width", x.shape[2])):
             check_divides("unet", "2**(levels - 1)", 2 ** (levels - 1), field, size)
-        out_channels = self.out_channels or x.shape[-1]
+        out_channels = self.out_channels or x.shape[-1] - self.source_channels
 
-        condition = Condition(
-            self.condition_width or 4 * self.channels,
-            self.num_classes,
-            self.time_features,
-            self.time_scale,
-            dtype,
-            name="condition",
-        )(t, label)
         block_cls, attention_cls = ResidualBlock, AttentionBlock
         if self.remat:
             block_cls = nn.remat(ResidualBlock, static_argnums=(3,))
@@ -122,9 +107,6 @@ class UNet(nn.Module):
         def attends(level):
             return side >> level in self.attention_resolutions
 
-        x = x.astype(dtype)
-        if source is not None:
-            x = jnp.concatenate([x, source.astype(dtype)], axis=-1)
         h = nn.Conv(self.channels * self.channel_mults[0], (3, 3), dtype=dtype, name="input")(x)
         skips = [h]
         for level in range(levels):

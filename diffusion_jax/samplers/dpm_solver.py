@@ -29,26 +29,28 @@ def step_orders(p: GaussianPath, order: int, lower_order_final: bool) -> list[in
     return orders
 
 
-def prediction_form(kind, alpha, sigma):
-    """The prediction "x0" or "eps" at the point of the call."""
-    return D if kind == "x0" else (Y - alpha * D) / sigma
+def predicted(kind, here):
+    """The prediction "x0" or "eps" of a call at the point `here`, as a linear form."""
+    return D if kind == "x0" else (Y - here["alpha"] * D) / here["sigma"]
 
 
-def exponential_coefficients(kind, alpha, sigma, alpha1, sigma1):
-    """g, L and K of a step from (alpha, sigma) to (alpha1, sigma1)."""
-    return (-1.0, sigma1 / sigma, alpha1) if kind == "x0" else (1.0, alpha1 / alpha, sigma1)
+def step_factors(kind, here, there):
+    """g, L and K of (1) for a step from point to point."""
+    if kind == "x0":
+        return -1.0, there["sigma"] / here["sigma"], there["alpha"]
+    return 1.0, there["alpha"] / here["alpha"], there["sigma"]
 
 
 def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_to_zero, blend):
     rows, lam, registers = Rows(), p.lam, {}
     for i, k in enumerate(step_orders(p, order, lower_order_final)):
-        m = [prediction_form(prediction, p.alpha[i], p.sigma[i]), H(1), H(2)]
+        here, there = p.point(i), p.point(i + 1)
+        m = [predicted(prediction, here), H(1), H(2)]
         shift, registers = blended(p, i, blend)
         if k == 1:
-            y = ddim_step(Y, p.point(i), p.point(i + 1)) + shift
-            rows.add(p.point(i), y, push=m[0], **registers)
+            rows.add(here, ddim_step(Y, here, there) + shift, push=m[0], **registers)
             continue
-        g, L, K = exponential_coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
+        g, L, K = step_factors(prediction, here, there)
         h = lam[i + 1] - lam[i]
         e1 = np.expm1(g * h)
         y = L * Y - K * e1 * m[0]
@@ -62,7 +64,7 @@ def _multistep(p, order, prediction, kind, lower_order_final, exact_d2, denoise_
             d2 = (2.0 if exact_d2 else 1.0) * (da - db) / (r0 + r1)
             p2 = e1 / h - g
             y = y - g * K * p2 * d1 - K * (p2 / h - 0.5) * d2
-        rows.add(p.point(i), y + shift, push=m[0], **registers)
+        rows.add(here, y + shift, push=m[0], **registers)
     if denoise_to_zero:
         rows.add(p.point(p.steps), D, **registers)
     return rows
@@ -103,9 +105,9 @@ def _singlestep(process, p, plan, lay, prediction, kind):
     rows = Rows()
     for i, k in enumerate(plan):
         if k == 1:
-            m = prediction_form(prediction, p.alpha[i], p.sigma[i])
-            y = ddim_step(Y, p.point(i), p.point(i + 1))
-            rows.add(p.point(i), y, anchor=Y, push=m)
+            here, there = p.point(i), p.point(i + 1)
+            m = predicted(prediction, here)
+            rows.add(here, ddim_step(Y, here, there), anchor=Y, push=m)
             continue
         l0, h = p.lam[i], p.lam[i + 1] - p.lam[i]
         inner = lay(process, k, p.t[i], p.t[i + 1])[1:k]
@@ -114,15 +116,12 @@ def _singlestep(process, p, plan, lay, prediction, kind):
         points = [process.point(t) for t in times]
         for j in range(k):  # stage j calls at times[j] and writes the point at times[j + 1]
             here, there = points[j], points[j + 1]
-            x, m0 = (
-                (Y, prediction_form(prediction, here["alpha"], here["sigma"])) if j == 0 else (A, H(j))
-            )
-            g, L, K = exponential_coefficients(
-                prediction, points[0]["alpha"], points[0]["sigma"], there["alpha"], there["sigma"]
-            )
+            m = predicted(prediction, here)
+            x, m0 = (A, H(j)) if j else (Y, m)
+            g, L, K = step_factors(prediction, points[0], there)
             q = 1.0 if j == k - 1 else r[j]
             e1 = np.expm1(g * q * h)
-            p2, m = e1 / (q * h) - g, prediction_form(prediction, here["alpha"], here["sigma"])
+            p2 = e1 / (q * h) - g
             y = L * x - K * e1 * m0
             if k == 2 and j == 1:
                 y = y - (0.5 * e1 if kind == "midpoint" else g * p2) * K / r[0] * (m - m0)

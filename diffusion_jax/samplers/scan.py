@@ -21,6 +21,7 @@ from diffusion_jax.numerics import (
     example_keys,
     fold_all,
     join_traced,
+    renewed,
     split_traced,
 )
 
@@ -201,8 +202,8 @@ def sample(
     index = jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index, jnp.int32)
     if index.shape != (size,):
         raise ValueError(f"index has shape {index.shape}; x_init holds {size} examples")
-    # coefficients are float64 on the host; see `split_traced` for why they are converted here
-    sampler = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, sampler)
+    # coefficients are float64 on the host; see `renewed` for why they are copied here
+    sampler = jax.tree.map(lambda v: renewed(v) if isinstance(v, np.ndarray) else v, sampler)
     rest = (sampler, key, x, index, cache, hook, bool(trajectory), remat)
     if isinstance(denoise, types.FunctionType):
         return _walk_function(denoise, *rest)

@@ -18,11 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_jax.registry import check_choice, register
-from diffusion_jax.samplers.dpm_solver import (
-    exponential_coefficients,
-    prediction_form,
-    step_orders,
-)
+from diffusion_jax.samplers.dpm_solver import predicted, step_factors, step_orders
 from diffusion_jax.samplers.first_order import blended, ddim_step
 from diffusion_jax.samplers.gaussian_path import check_order, gaussian_path
 from diffusion_jax.samplers.linear import A, D, H, Rows, Y, register_form
@@ -50,7 +46,7 @@ def _weights(r, z, scale):
 
 def _advance(p, i, order, x, m, variant, prediction, new=None):
     """Grid point i -> i + 1 from the form x; m = predictions at i, i - 1, ...; new = that at i + 1, or None."""
-    g, L, K = exponential_coefficients(prediction, p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1])
+    g, L, K = step_factors(prediction, p.point(i), p.point(i + 1))
     h = p.lam[i + 1] - p.lam[i]
     z = g * h
     scale = z if variant == "bh1" else np.expm1(z)
@@ -120,7 +116,7 @@ def unipc(
         orders = [max(1, min(k, i)) for i, k in enumerate(orders)]
     rows, registers = Rows(), {}
     for i in range(p.steps):
-        m = [prediction_form(prediction, p.alpha[i], p.sigma[i]), *(H(j) for j in range(1, order + 1))]
+        m = [predicted(prediction, p.point(i)), *(H(j) for j in range(1, order + 1))]
         x, before = Y, i - 1
         if corrector and i > 0 and finite[before] and before not in off:
             x = _advance(p, before, orders[before], A, m[1:], variant, prediction, new=m[0])
