@@ -170,6 +170,127 @@ class GaussianBridge:
 
 
 @pytree_dataclass
+class GaussianPairs:
+    """Pairs `(x0, x1)` from a mixture of joint Gaussians under an interpolant: its exact field.
+
+    A pair of component k has a joint normal law, so that `x_t ~ sum_k w_k N(m_k, V_k)` with
+    `m = a mean1 + b mean0` and `V = a^2 cov11 + b^2 cov00 + a b (cov01 + cov01^T) + c^2 I`. Given x and the
+    component, x0, x1 and z are affine in x. Called as `fields.InterpolantField` is: the velocity as
+    `oracle(x, t)`, the drift of an SDE as `oracle.at(x, point)` where the point has an "epsilon".
+
+    Args:
+      process: an interpolant, any bridge process with `slopes`.
+      weights: `[K]`, positive, summing to 1.
+      mean0, mean1: `[K, D]`; cov00, cov01, cov11: `[K, D, D]`, cov01 = Cov(x0, x1).
+    """
+
+    process: Any
+    weights: Any
+    mean0: Any
+    mean1: Any
+    cov00: Any
+    cov01: Any
+    cov11: Any
+
+    def __call__(self, x, t):
+        return self.at(x, self.process.point(t))
+
+    def _posterior(self, x, point):
+        """Weights of the components `[B, K]` and, given each, `V^-1 (x - m)`, E[x0], E[x1] `[B, K, D]`."""
+        a, b, c = (expand(jnp.asarray(point[n], x.dtype), x)[..., None] for n in "abc")
+        mean0, mean1 = (jnp.asarray(v, x.dtype) for v in (self.mean0, self.mean1))
+        c00, c01, c11 = (jnp.asarray(v, x.dtype) for v in (self.cov00, self.cov01, self.cov11))
+        c10 = jnp.swapaxes(c01, -1, -2)
+        d = x[..., None, :] - a * mean1 - b * mean0
+        a, b, c = (v[..., None] for v in (a, b, c))
+        eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+        total = a**2 * c11 + b**2 * c00 + a * b * (c01 + c10) + c**2 * eye
+        total = jnp.broadcast_to(total, (*d.shape, d.shape[-1]))
+        solved = _solve(total, d)
+        log_prob = jnp.log(jnp.asarray(self.weights, x.dtype)) - 0.5 * (
+            (d * solved).sum(-1) + jnp.linalg.slogdet(total)[1]
+        )
+
+        def pull(covariance):
+            return (jnp.broadcast_to(covariance, total.shape) @ solved[..., None])[..., 0]
+
+        return (
+            jax.nn.softmax(log_prob, axis=-1),
+            solved,
+            mean0 + pull(a * c01 + b * c00),
+            mean1 + pull(a * c11 + b * c10),
+        )
+
+    def parts(self, x, point):
+        """Exact expectations at x `[B, D]`: {part: `[B, D]`}.
+
+        The names are those of `fields.PARTS`, and "x0" and "x1".
+        """
+        weights, *each = self._posterior(x, point)
+        solved, x0, x1 = ((weights[..., None] * v).sum(-2) for v in each)
+        slopes = self.process.slopes(point["t"])
+        da, db, cc = (expand(jnp.asarray(slopes[n], x.dtype), x) for n in ("a", "b", "cc"))
+        mean_slope = da * x1 + db * x0
+        return {
+            "velocity": mean_slope + cc * solved,
+            "conditional_velocity": mean_slope,
+            "denoiser": expand(jnp.asarray(point["c"], x.dtype), x) * solved,
+            "score": -solved,
+            "x0": x0,
+            "x1": x1,
+        }
+
+    def at(self, x, point):
+        """The velocity u, or the drift `u - epsilon s` where the point has an "epsilon", `[B, D]`."""
+        parts, epsilon = self.parts(x, point), point.get("epsilon")
+        if epsilon is None:
+            return parts["velocity"]
+        return parts["velocity"] - expand(jnp.asarray(epsilon, x.dtype), x) * parts["score"]
+
+    def sample(self, key, num):
+        """`num` pairs: x0 and x1, each `[num, D]`."""
+        pick, noise = jax.random.split(key)
+        k = jax.random.choice(pick, len(self.weights), (num,), p=jnp.asarray(self.weights))
+        dim = np.shape(self.mean0)[1]
+        joint = np.block(
+            [
+                [np.asarray(self.cov00), np.asarray(self.cov01)],
+                [np.swapaxes(self.cov01, -1, -2), np.asarray(self.cov11)],
+            ]
+        )
+        eigenvalues, basis = jnp.linalg.eigh(jnp.asarray(joint))
+        root = basis * jnp.sqrt(jnp.maximum(eigenvalues, 0.0))[:, None, :]
+        z = jnp.einsum("bij,bj->bi", root[k], jax.random.normal(noise, (num, 2 * dim)))
+        return jnp.asarray(self.mean0)[k] + z[:, :dim], jnp.asarray(self.mean1)[k] + z[:, dim:]
+
+
+def GaussianInterpolant(process, mean0, cov00, mean1, cov11, cov01=None) -> GaussianPairs:
+    """The exact field of an interpolant between N(mean0, cov00) and N(mean1, cov11).
+
+    Args:
+      mean0, mean1: `[D]`; cov00, cov11, cov01: `[D, D]`; cov01 = Cov(x0, x1), None: independent ends.
+    """
+    mean0, mean1, cov00, cov11 = (np.asarray(v)[None] for v in (mean0, mean1, cov00, cov11))
+    cov01 = np.zeros_like(cov00) if cov01 is None else np.asarray(cov01)[None]
+    return GaussianPairs(process, np.ones(1), mean0, mean1, cov00, cov01, cov11)
+
+
+def MixtureInterpolant(process, data, source) -> GaussianPairs:
+    """The exact field of an interpolant between two Gaussian mixtures, independently coupled.
+
+    Args:
+      data, source: `(weights [K], means [K, D], covariances [K, D, D])` of x0 and of x1; each pair of
+        components is one of the result's.
+    """
+    (w0, m0, c0), (w1, m1, c1) = (
+        tuple(np.asarray(v, np.float64) for v in mixture) for mixture in (data, source)
+    )
+    i, j = (v.ravel() for v in np.indices((len(w0), len(w1))))
+    zero = np.zeros_like(c0[i])
+    return GaussianPairs(process, w0[i] * w1[j], m0[i], m1[j], c0[i], zero, c1[j])
+
+
+@pytree_dataclass
 class TokenTable:
     """Sequences of length L over V tokens with an explicit joint table: exact masked conditionals.
 

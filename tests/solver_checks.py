@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax import registry
+from diffusion_jax import processes, registry
 from diffusion_jax.numerics import namespace, pytree_dataclass
 from diffusion_jax.samplers import ModelStatistics
 
@@ -30,6 +30,13 @@ def least_steps(name):
 def required(name, process):
     """Arguments that the registered sampler `name` needs on a process."""
     return _REQUIRED[name](process) if name in _REQUIRED else {}
+
+
+def bridges():
+    """One process of every registered kind of bridge, by name."""
+    needs = {"h_transform": {"base": processes.SubVP()}}
+    names = registry.names("process", family="bridge")
+    return {n: registry.get("process", n)(**needs.get(n, {})) for n in names}
 
 
 def mixture_mean(x, point, weights, means, covariances):
@@ -108,6 +115,27 @@ class AffineBridge:
         raise AssertionError("a denoiser with `at` is called through it")
 
 
+def mixture_bridge(stored):
+    """E[x0 | x_t, x1] for x0 | x1 ~ sum_k w_k N(M_k x1 + v_k, S_k): not affine in x_t."""
+    means = np.einsum("kij,bj->kbi", stored["M"], stored["xT"]) + stored["v"][:, None, :]
+
+    def denoise(x, point):
+        a, b, c = (point[n] for n in "abc")
+        if c == 0:  # at the source the posterior of the component is the prior
+            return np.einsum("k,kbi->bi", stored["w"], means)
+        total = b**2 * stored["S"] + c**2 * np.eye(3)
+        centred = x - a * stored["xT"] - b * means
+        pulled = np.linalg.solve(total[:, None], centred[..., None])[..., 0]
+        logits = np.log(stored["w"])[:, None] - 0.5 * (
+            np.linalg.slogdet(total)[1][:, None] + (centred * pulled).sum(-1)
+        )
+        r = np.exp(logits - logits.max(0))
+        each = means + b * np.einsum("kij,kbj->kbi", stored["S"], pulled)
+        return np.einsum("kb,kbi->bi", r / r.sum(0), each)
+
+    return denoise
+
+
 def place_noise(sampler, draws, rows):
     """Draws `[n, B, ...]` laid at the given rows of a table (row -1 is the init row), zeros elsewhere."""
     noise = np.zeros((sampler.nfe + 1, *draws.shape[1:]), draws.dtype)
@@ -116,21 +144,23 @@ def place_noise(sampler, draws, rows):
     return noise
 
 
-def plain_run(sampler, denoise, x, noise=None, dtype=np.float64):
+def plain_run(sampler, denoise, x, noise=None, dtype=np.float64, source=None):
     """A table executed by a NumPy loop over dictionaries: what `samplers.linear` says, said again.
 
     Args:
       denoise: `(x, point) -> x0_hat`, NumPy.
       noise: `[1 + N, B, ...]`, zeros if left out.
+      source: of a bridge that starts from `Pinned(source, x)`; x itself if left out.
     Returns:
       The iterates `[N + 1, B, ...]`.
     """
     structure = sampler.step.structure
     x = np.asarray(x, dtype)
+    source = x if source is None else np.asarray(source, dtype)
     noise = np.zeros((sampler.nfe + 1, *x.shape), dtype) if noise is None else noise
     values = {"y": x}
     for output, columns in structure.init:
-        basis = {"x": x, "src": x, "one": np.ones_like(x), "z": noise[0]}
+        basis = {"x": x, "src": source, "one": np.ones_like(x), "z": noise[0]}
         values[output] = sum(dtype(sampler.start[output][c]) * basis[c] for c in columns)
     y = values["y"]
     registers = {o: values.get(o, y) for o, _ in structure.rows if o not in ("y", "push")}
@@ -142,8 +172,8 @@ def plain_run(sampler, denoise, x, noise=None, dtype=np.float64):
         basis |= {f"h{k + 1}": entry for k, entry in enumerate(history)}
         basis["D"] = np.asarray(denoise(y, point), dtype)
         if structure.source:
-            basis["src"] = x
-            basis |= {f"{n}-src": basis[n] - x for n in ("y", "anchor") if n in basis}
+            basis["src"] = source
+            basis |= {f"{n}-src": basis[n] - source for n in ("y", "anchor") if n in basis}
         scalars = iter(sampler.xs["scalars"][i])
         arrays = iter([a[i] for a in sampler.xs["arrays"]])
         written = {}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import numerics
+from diffusion_jax import numerics, processes, samplers
 
 
 def test_namespace_follows_the_arguments():
@@ -117,3 +117,21 @@ def test_is_concrete():
     assert numerics.is_concrete(1, 2.0, np.float32(3.0))
     assert not numerics.is_concrete(1, jnp.ones(()))
     assert not numerics.is_concrete(object())
+
+
+@pytest.mark.parametrize("wide_first", (True, False))
+def test_a_numpy_array_serves_programs_of_both_precisions(wide_first):
+    """What JAX made of the array in one precision stays alive here while the other one is asked for."""
+    weights = np.arange(1.0, 4.0)
+    model = jax.tree_util.Partial(lambda w, x, t: x * w, weights)
+    sampler = samplers.ddim(processes.VP(), 3)
+
+    def run(wide):
+        with jax.enable_x64(wide):
+            held = jax.make_jaxpr(lambda: jnp.sin(weights))()
+            x = samplers.sample(sampler, model, None, jnp.ones((2, 3)))
+        return held, x
+
+    first, second = run(wide_first), run(not wide_first)
+    assert first[1].dtype != second[1].dtype
+    np.testing.assert_allclose(first[1], second[1], rtol=1e-5)

@@ -97,3 +97,21 @@ def test_a_taken_name_is_refused(clean):
 def test_unknown_kinds_are_refused_at_registration():
     with pytest.raises(ValueError, match="unknown kind 'colour'; kinds: data, method"):
         registry.register("colour", "red")
+
+
+@pytest.mark.parametrize(
+    "value, valid, message",
+    [
+        ("bh2x", ("bh1", "bh2"), "v must be one of bh1, bh2; got 'bh2x'; did you mean 'bh2'?"),
+        (4, (1, 2, 3), "v must be one of 1, 2, 3; got 4"),
+        (True, (1, 2), "v must be one of 1, 2; got True"),
+        (1, (True, False, "half"), "v must be one of True, False, half; got 1"),
+        (None, {"a": 0, "b": 1}, "v must be one of a, b; got None"),
+    ],
+)
+def test_a_value_that_is_none_of_the_choices_is_named_with_them(value, valid, message):
+    with pytest.raises(ValueError) as caught:
+        registry.check_choice("v", value, valid)
+    assert str(caught.value) == message
+    for choice in valid:
+        registry.check_choice("v", choice, valid)

@@ -2,7 +2,11 @@
 
 from diffusion_jax.samplers.bayesian_flow import bfn, bfn_continuous
 from diffusion_jax.samplers.bfn_solver import bfn_solver, bfn_solver_discrete
+from diffusion_jax.samplers.bridge_ancestral import bridge_tts, bridge_tts_ode, i2sb
+from diffusion_jax.samplers.bridge_euler import bridge_euler, bridge_ode
+from diffusion_jax.samplers.bridge_latent import dbim_encode, interpolate_latents
 from diffusion_jax.samplers.build import build_sampler
+from diffusion_jax.samplers.consistency import consistency_bridge
 from diffusion_jax.samplers.dbim import dbim
 from diffusion_jax.samplers.ddbm import ddbm_heun
 from diffusion_jax.samplers.deis import deis
@@ -25,6 +29,7 @@ from diffusion_jax.samplers.first_order import ddim, ddpm, euler
 from diffusion_jax.samplers.fit_table import FitReport, fit_table
 from diffusion_jax.samplers.gaussian_path import GaussianPath, gaussian_path
 from diffusion_jax.samplers.heun import edm_heun, heun, midpoint
+from diffusion_jax.samplers.interpolant import interpolant_euler, interpolant_heun
 from diffusion_jax.samplers.k_diffusion import (
     dpm_2,
     dpm_2_ancestral,
@@ -47,6 +52,7 @@ from diffusion_jax.samplers.time_grids import (
     align_your_steps,
     arctan,
     build_times,
+    entries,
     karras,
     leading,
     log_snr,
@@ -76,9 +82,15 @@ __all__ = [
     "bfn_continuous",
     "bfn_solver",
     "bfn_solver_discrete",
+    "bridge_euler",
+    "bridge_ode",
+    "bridge_tts",
+    "bridge_tts_ode",
     "build_sampler",
     "build_times",
+    "consistency_bridge",
     "dbim",
+    "dbim_encode",
     "ddbm_heun",
     "ddim",
     "ddpm",
@@ -95,6 +107,7 @@ __all__ = [
     "dualfast",
     "edm_heun",
     "encode",
+    "entries",
     "euler",
     "euler_maruyama",
     "evodiff",
@@ -102,6 +115,10 @@ __all__ = [
     "fit_table",
     "gaussian_path",
     "heun",
+    "i2sb",
+    "interpolant_euler",
+    "interpolant_heun",
+    "interpolate_latents",
     "karras",
     "late_states",
     "leading",

@@ -11,17 +11,11 @@ import itertools
 
 import numpy as np
 
-from diffusion_jax.processes import BridgeProcess
 from diffusion_jax.registry import register
+from diffusion_jax.samplers.bridge_steps import check_noise, check_sde_bridge
 from diffusion_jax.samplers.linear import SRC, A, D, H, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
 from diffusion_jax.samplers.time_grids import build_times
-
-
-def check_bridge(process) -> None:
-    """Raises ValueError unless `process` is a bridge."""
-    if not isinstance(process, BridgeProcess):
-        raise ValueError(f"this sampler needs a bridge process, got {type(process).__name__}")
 
 
 @register("sampler", "ddbm_heun", family="bridge", paper="2309.16948", calls="3n-1")
@@ -39,7 +33,7 @@ def ddbm_heun(
     """The hybrid stochastic Heun sampler of DDBM; `x_init` is the source.
 
     Args:
-      process: a bridge process.
+      process: the bridge of an SDE.
       num_steps: steps, default 40; `3 num_steps - 1` network calls, `2 num_steps - 1` without
         churn.
       churn: fraction of each step taken stochastically, in [0, 1). Without it the sampler is
@@ -49,22 +43,21 @@ def ddbm_heun(
       grid, t_start, t_end: see `time_grids.build_times`; default: Karras points from just below t = 1
         (1e-4 of the paper's clock) to t_min, then 0.
     Raises:
-      ValueError: churn outside [0, 1), not a bridge, or a bad grid.
+      ValueError: churn outside [0, 1), not the bridge of an SDE or one without noise, or a bad grid.
     """
-    check_bridge(process)
+    check_sde_bridge(process, "ddbm_heun")
     if not 0.0 <= churn < 1.0:
         raise ValueError(f"churn must lie in [0, 1), got {churn}")
     start = 1.0 - 1e-4 / process.clock_scale if t_start is None else t_start
     times = build_times(process, num_steps, grid, start, t_end, default_steps=40)
+    check_noise(process, [process.point(t) for t in times[:-1]])
     w = guidance
     w_stochastic = guidance if guidance_stochastic is None else guidance_stochastic
     rows = Rows(source=True, centre=True)
 
     def drift(x, x0, t, score_weight, w):
-        p, f, g2 = process.point(t), process.drift(t), process.diffusion_squared(t)
-        alpha, alpha_bar = process.alpha(t), process.alpha(t) / process.alpha_T()
-        score = (x - p["a"] * SRC - p["b"] * x0) * (-1.0 / p["c"] ** 2)
-        doob = (x - alpha_bar * SRC) * (-1.0 / (alpha**2 * process.rho_bar2(t)))
+        f, g2 = process.drift(t), process.diffusion_squared(t)
+        score, doob = process.score(x, x0, SRC, t), process.kernel_score(x, SRC, t)
         return f * x - g2 * (score_weight * score - w * doob)
 
     for t, t_next in itertools.pairwise(times):

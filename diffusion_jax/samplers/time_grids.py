@@ -42,6 +42,16 @@ def quadratic(process, num_steps, t_start, t_end, power=2.0):
     return np.concatenate([[t_start], roots[1:-1] ** power, [t_end]])  # the ends without rounding
 
 
+@register("time_grid", "both_ends")
+def both_ends(process, num_steps, t_start, t_end):
+    """Equal steps of the angle in `t = sin(angle)^2`, stretched to the ends: small steps at both.
+
+    On a Brownian bridge or interpolant c = sin(angle) cos(angle): its slope is finite in the angle.
+    """
+    fractions = np.sin(0.5 * np.pi * np.linspace(0.0, 1.0, num_steps + 1)) ** 2
+    return np.concatenate([[t_start], t_start + (t_end - t_start) * fractions[1:-1], [t_end]])
+
+
 def _with_infinite_ends(process, num_steps, t_start, t_end, finite, grid):
     """Lays `grid(first, last, intervals)` between the ends at which `finite(t)` holds."""
     head = [] if finite(t_start) else [t_start]
@@ -141,6 +151,28 @@ def trailing(process, num_steps, t_start, t_end, train_steps=None):
     total = _train_steps(process, num_steps, train_steps)
     labels = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1.0
     return np.append(t_start * (labels + 1) / total, 0.0)
+
+
+@register("time_grid", "entries", paper="2302.05872", any_process=False)
+def entries(process, num_steps, t_start, t_end):
+    """Equally spaced entries of a process that is a table (I2SB), rounded, from the entry of t_start down.
+
+    Raises:
+      ValueError: a process without `intervals`, or more steps than it has entries between the ends.
+    """
+    count = getattr(process, "intervals", None)
+    if count is None:
+        raise ValueError(
+            f"grid 'entries' needs a process that is a table; {type(process).__name__} is none"
+        )
+    first, last = np.round((count - 1) * t_start), np.round((count - 1) * t_end)
+    if num_steps > first - last:
+        raise ValueError(
+            f"{num_steps} steps do not fit between the entries {first:g} and {last:g} of the table"
+        )
+    # summed up from the data side, as the authors do: halves between two entries then round alike
+    steps = np.cumsum(np.append(last, np.full(num_steps, (first - last) / num_steps)))
+    return np.round(steps)[::-1] / (count - 1)
 
 
 # Noise levels u for 10 steps (arXiv 2404.14507, table 3).

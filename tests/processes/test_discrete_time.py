@@ -52,7 +52,7 @@ def test_the_rate_is_that_of_the_step():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (
-        ({"schedule": "linaer"}, "unknown beta schedule 'linaer'; did you mean 'linear'"),
+        ({"schedule": "linaer"}, "schedule must be one of .*; got 'linaer'; did you mean 'linear'"),
         ({"num_train_steps": 1}, "num_train_steps must be an int of at least 2, got 1"),
         ({"betas": [0.1, 1.2]}, r"2 numbers in \(0, 1\); got shape \(2,\), 0.1 to 1.2"),
         ({"betas": []}, "at least 2 numbers"),

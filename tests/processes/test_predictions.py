@@ -98,7 +98,9 @@ def test_float32_in_float32_out():
 @pytest.mark.parametrize("call", [to_x0, from_x0])
 def test_unknown_prediction(call):
     x = np.zeros((1, 2))
-    with pytest.raises(ValueError, match=r"unknown prediction 'epsilon'; did you mean 'eps'\?"):
+    with pytest.raises(
+        ValueError, match=r"prediction must be .*; got 'epsilon'; did you mean 'eps'\?"
+    ):
         call("epsilon", x, x, VP().point(0.5))
-    with pytest.raises(ValueError, match="unknown prediction 'noise'; valid: eps, score"):
+    with pytest.raises(ValueError, match=r"one of x0, eps, v, score, velocity; got 'noise'$"):
         convert(x, x, VP().point(0.5), "x0", "noise")

@@ -107,13 +107,13 @@ def joint_gaussian(process, source):
 @pytest.mark.parametrize("name", declared("bridge"))
 @pytest.mark.parametrize("process", ("vp_bridge", "ve_bridge", "brownian_bridge"))
 def test_order_of_bridge_solvers(name, process, x64):
-    """From the booted state on, against the bridge's own flow, on a grid uniform in lam."""
+    """From the first state behind the source on, against the bridge's own flow, on a grid uniform in lam."""
     process = registry.get("process", process)()
     source = np.array([[0.7, -0.3], [-1.1, 0.4], [0.2, 0.9]])
     bridge = joint_gaussian(process, source)
     mean, covariance = bridge.conditional()
     denoise = AffineBridge(source, mean, *np.linalg.eigh(covariance))
-    ends = {"t_start": float(process.t_of_lam(-3.0)), "t_end": float(process.t_of_lam(3.0))}
+    ends = {"t_start": float(process.t_of_lam(-5.0)), "t_end": float(process.t_of_lam(5.0))}
     errors = []
     for n in (81, 161):
         sampler = registry.get("sampler", name)(process, n, grid="log_snr", **ends)
@@ -123,5 +123,7 @@ def test_order_of_bridge_solvers(name, process, x64):
         exact = bridge.flow(path[1], booted, float(sampler.xs["next"]["t"][-1]))
         errors.append(float(np.abs(end - exact).max()))
     assert sampler.order == order_of(name)
-    assert slope((80, 160), errors) == pytest.approx(order_of(name), abs=0.15)
-    assert errors[-1] < 0.05
+    # on Gaussian data order 3 shows 4 and more, in the released code as well; `test_orders_on_a_mixture`
+    above = 1.6 if order_of(name) == 3 else 0.15
+    assert -0.15 < slope((80, 160), errors) - order_of(name) < above
+    assert errors[-1] < {1: 0.1, 2: 1e-3, 3: 1e-5}[order_of(name)]

@@ -321,7 +321,10 @@ def test_mistakes():
 
     ask("diffusion_jax statistics", statistics=None)
     ask("order must be one of 1, 2, 3; got 4", order=4)
-    ask("corrector must be one of True, False, 'half'; got 'hal'", corrector="hal")
+    ask(
+        "corrector must be one of True, False, half; got 'hal'; did you mean 'half'",
+        corrector="hal",
+    )
     ask("predictor_pseudo must be one of True, False; got 1", predictor_pseudo=1)
     ask("snap", snap="yes")
     ask(r"VP\(.*EDM\(", process=EDM)

@@ -61,14 +61,23 @@ CONSTRUCTORS = {
     "steps of 2.5": (lambda: dpm_solver_pp(VP, 2.5), "num_steps must be a positive int, got 2.5"),
     "one dbim step": (lambda: dbim(BRIDGE, 1), "at least 2 network calls, got num_steps=1"),
     "order": (lambda: dpm_solver_pp(VP, 5, order=4), "order must be one of 1, 2, 3; got 4"),
-    "kind": (lambda: dpm_solver_pp(VP, 5, kind="heun"), "'midpoint', 'taylor'; got 'heun'"),
+    "kind": (
+        lambda: dpm_solver_pp(VP, 5, kind="heun"),
+        "kind must be one of midpoint, taylor; got 'heun'",
+    ),
     "sde kind": (
         lambda: sde_dpm_solver_pp(VP, 5, kind="taylor"),
-        "'midpoint', 'heun'; got 'taylor'",
+        "kind must be one of midpoint, heun; got 'taylor'",
     ),
-    "prediction": (lambda: dpm_solver(VP, 5, prediction="v"), "'x0', 'eps'; got 'v'"),
-    "variant": (lambda: dpm_solver(VP, 5, variant="fast"), "'multistep', 'singlestep'; got 'fast'"),
-    "variance": (lambda: ddpm(VP, 5, variance="mid"), "'small' or 'large', got 'mid'"),
+    "prediction": (
+        lambda: dpm_solver(VP, 5, prediction="v"),
+        "prediction must be one of x0, eps; got 'v'",
+    ),
+    "variant": (lambda: dpm_solver(VP, 5, variant="fast"), "multistep, singlestep; got 'fast'"),
+    "variance": (
+        lambda: ddpm(VP, 5, variance="mid"),
+        "variance must be one of small, large; got 'mid'",
+    ),
     "multistep only": (
         lambda: dpm_solver(VP, 5, variant="singlestep", denoise_to_zero=True),
         "belong to the multistep variant",
@@ -246,7 +255,7 @@ BUILDS = {
     "unknown": (lambda: build_sampler(VP, "dpmpp2m", 5), "unknown sampler 'dpmpp2m'; did you mean"),
     "family": (
         lambda: build_sampler(BRIDGE, "ddim", 5),
-        "sampler 'ddim' is not for a bridge process.*valid: dbim, ddbm_heun",
+        "sampler 'ddim' is not for a bridge process.*valid: .*dbim, .*ddbm_heun",
     ),
     "nfe of 0": (lambda: build_sampler(VP, "ddim", 0), "nfe must be a positive int, got 0"),
     "nfe of 1.5": (lambda: build_sampler(VP, "ddim", 1.5), "nfe must be a positive int, got 1.5"),
@@ -290,7 +299,7 @@ def test_build_sampler_spends_what_it_is_given(name):
             sampler = build_sampler(process, name, nfe, **options)
             assert nfe - max(cost, 2) <= sampler.nfe <= nfe
     default = build_sampler(process, name, **options)
-    assert default.nfe >= 6 and default.name == name
+    assert default.nfe >= 2 and default.name == name
 
 
 def test_an_order_above_the_steps_is_refused():

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from golden_files import golden
-from solver_checks import AffineBridge, affine_law, place_noise, plain_run
+from solver_checks import AffineBridge, affine_law, mixture_bridge, place_noise, plain_run
 
 from diffusion_jax import processes
 from diffusion_jax.numerics import pytree_dataclass
-from diffusion_jax.processes import BridgeProcess
-from diffusion_jax.samplers import dbim, ddbm_heun, sample, with_noise
+from diffusion_jax.processes import SDEBridge
+from diffusion_jax.samplers import bridge_tts, dbim, ddbm_heun, i2sb, sample, with_noise
 
 ETAS = ("0", "0.3", "0.8", "1")
 BUDGETS = (5, 10, 20, 50, 100)
@@ -29,9 +29,9 @@ def affine_bridge(stored, source):
     return AffineBridge(source, mean, *np.linalg.eigh(stored["Sc"]))
 
 
-def dbim_sampler(process, stored, eta, n, grid=None):
+def dbim_sampler(process, stored, eta, n, grid=None, order=1):
     grid = stored[f"ts_nfe{n}"] if grid is None else grid
-    return dbim(process, len(grid), eta=float(eta), grid=grid / process.clock_scale)
+    return dbim(process, len(grid), eta=float(eta), order=order, grid=grid / process.clock_scale)
 
 
 @pytest.mark.parametrize("name", ("vp", "ve", "i2sb"))
@@ -83,6 +83,41 @@ def test_output_law_of_dbim(name, n):
         np.testing.assert_allclose(covariance, stored[f"{tag}_cov"], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("order", (2, 3))
+@pytest.mark.parametrize("name", ("vp", "ve", "i2sb"))
+def test_dbim_of_higher_order(name, order):
+    """Ends, a whole path and laws of the released multistep sampler, all budgets."""
+    stored, orders = golden(f"bridges_samplers_{name}"), golden("bridges_orders")
+    process, bridge = dbim_process(name), affine_bridge(stored, stored["xT"])
+    denoise = affine_bridge(stored, stored["xT"][0]).at
+    for n in BUDGETS:
+        sampler = dbim_sampler(process, stored, 0, n, order=order)
+        assert sampler.nfe == n and sampler.order == order
+        path = plain_run(
+            sampler, bridge.at, stored["xT"], place_noise(sampler, stored["noise"][:1], (0,))
+        )
+        tag = f"{name}_ho{order}_nfe{n}"
+        np.testing.assert_allclose(path[-1], orders[tag], rtol=0, atol=1e-12, err_msg=tag)
+        if f"{tag}_path" in orders:
+            np.testing.assert_allclose(path[1:], orders[f"{tag}_path"], rtol=0, atol=1e-11)
+        mean, covariance = affine_law(sampler, denoise, stored["xT"][0], np.zeros((3, 3)))
+        np.testing.assert_allclose(mean, orders[f"{tag}_law_mean"], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(covariance, orders[f"{tag}_law_cov"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", (2, 3))
+@pytest.mark.parametrize(("name", "atol"), (("vp", 2e-6), ("ve", 2e-6), ("i2sb", 1e-5)))
+def test_higher_orders_in_float32(name, order, atol):
+    stored = golden(f"bridges_samplers_{name}")
+    source = stored["xT"].astype(np.float32)
+    sampler = dbim_sampler(dbim_process(name), stored, 0, 20, order=order)
+    noise = place_noise(sampler, stored["noise"][:1], (0,)).astype(np.float32)
+    end = sample(with_noise(sampler, noise), affine_bridge(stored, source), None, source)
+    assert end.dtype == np.float32
+    expected = golden("bridges_orders")[f"{name}_ho{order}_nfe20"]
+    np.testing.assert_allclose(end, expected, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("name", ("vp", "ve", "i2sb"))
 def test_inpainting_is_a_transform_of_the_denoiser(name, x64):
     """Predictions are replaced by the source where the mask is 0; the sampler is not told."""
@@ -100,27 +135,11 @@ def test_inpainting_is_a_transform_of_the_denoiser(name, x64):
     noise = place_noise(sampler, stored["noise"][:10], range(10))
     end = sample(with_noise(sampler, noise), Masked(), None, stored["xT"])
     np.testing.assert_allclose(end, stored["mask_dbim_nfe10"], rtol=0, atol=1e-11)
-
-
-def mixture_bridge(stored):
-    """E[x0 | x_t, x1] for x0 | x1 ~ sum_k w_k N(M_k x1 + v_k, S_k): not affine in x_t."""
-    means = np.einsum("kij,bj->kbi", stored["M"], stored["xT"]) + stored["v"][:, None, :]
-
-    def denoise(x, point):
-        a, b, c = (point[n] for n in "abc")
-        if c == 0:  # at the source the posterior of the component is the prior
-            return np.einsum("k,kbi->bi", stored["w"], means)
-        total = b**2 * stored["S"] + c**2 * np.eye(3)
-        centred = x - a * stored["xT"] - b * means
-        pulled = np.linalg.solve(total[:, None], centred[..., None])[..., 0]
-        logits = np.log(stored["w"])[:, None] - 0.5 * (
-            np.linalg.slogdet(total)[1][:, None] + (centred * pulled).sum(-1)
-        )
-        r = np.exp(logits - logits.max(0))
-        each = means + b * np.einsum("kij,kbj->kbi", stored["S"], pulled)
-        return np.einsum("kb,kbi->bi", r / r.sum(0), each)
-
-    return denoise
+    sampler = dbim_sampler(process, stored, 0, 10, order=3)
+    noise = place_noise(sampler, stored["noise"][:1], (0,))
+    path = plain_run(sampler, Masked().at, stored["xT"], noise)[1:]
+    expected = golden("bridges_orders")[f"{name}_mask_ho3_nfe10_path"]
+    np.testing.assert_allclose(path, expected, rtol=0, atol=1e-11)
 
 
 def test_dbim_on_a_mixture():
@@ -136,6 +155,24 @@ def test_dbim_on_a_mixture():
         end = plain_run(sampler, denoise, stored["xT"], noise)[-1]
         expected = stored[f"dbim_eta{eta}_{tag}"]
         np.testing.assert_allclose(end, expected, rtol=0, atol=1e-11, err_msg=f"{eta} {tag}")
+    orders = golden("bridges_orders")
+    for order in (2, 3):
+        for n, grid in (
+            (5, "nfe5"),
+            (10, "nfe10"),
+            (20, "nfe20"),
+            (50, "nfe50"),
+            (21, "lambda_n20"),
+        ):
+            sampler = dbim_sampler(process, stored, 0, n, stored[f"ts_{grid}"], order)
+            noise = place_noise(sampler, stored["noise"][:1], (0,))
+            end = plain_run(sampler, denoise, stored["xT"], noise)[-1]
+            expected = orders[f"mixture_ho{order}_{grid}"]
+            np.testing.assert_allclose(end, expected, rtol=0, atol=1e-11, err_msg=f"{order} {grid}")
+    sampler = ddbm_heun(process, 7, churn=0.33)
+    noise = place_noise(sampler, stored["noise"][:7], range(0, 21, 3))
+    end = plain_run(sampler, denoise, stored["xT"], noise)[-1]
+    np.testing.assert_allclose(end, orders["mixture_heun_churn0.33_n7"], rtol=0, atol=1e-11)
 
 
 def heun_case(name, key):
@@ -200,7 +237,7 @@ def test_ddbm_heun_in_float32_keeps_its_digits():
 
 
 @pytree_dataclass
-class CumulativeBridge(BridgeProcess):
+class CumulativeBridge(SDEBridge):
     """alpha = 1 with rho^2 from a table, and rho_bar^2 the rest of it: the exact Markov chain."""
 
     variance: object
@@ -236,15 +273,86 @@ def test_i2sb_is_dbim_at_eta_one(x64):
         np.testing.assert_allclose(end, stored[f"sde_nfe{n}_xs"], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ("vp", "const"))
+def blind_denoiser(stored):
+    """E[x0 | x_t] of the joint Gaussian, for a network that is not told the source."""
+
+    def denoise(x, point):
+        a, b, c = (point[n] for n in "abc")
+        cross = a * b * (stored["S0T"] + stored["S0T"].T)
+        total = a**2 * stored["STT"] + b**2 * stored["S00"] + cross + c**2 * np.eye(3)
+        gain = (a * stored["S0T"] + b * stored["S00"]) @ np.linalg.inv(total)
+        return stored["m0"] + (x - a * stored["mT"] - b * stored["m0"]) @ gain.T
+
+    return denoise
+
+
+@pytest.mark.parametrize("kind", ("sde", "ot"))
+def test_i2sb(kind):
+    """The released sampler on its own entries: paths from stored draws, and laws over random sources."""
+    stored = golden("bridges_i2sb_official")
+    runs = stored if kind == "sde" else golden("bridges_i2sb_ot")
+    process = processes.I2SB(0.1, float(runs[f"{kind}_beta_max"]), ot_ode=kind == "ot")
+    denoise = blind_denoiser(stored)
+    root = np.linalg.cholesky(stored["STT"])
+    for n in (5, 10, 20):
+        sampler = i2sb(process, n)
+        assert sampler.nfe == n and sampler.stochastic == (kind == "sde")
+        steps = np.append(sampler.times, sampler.xs["next"]["t"][-1]) * 999
+        np.testing.assert_allclose(steps[::-1], runs[f"{kind}_nfe{n}_steps"], rtol=0, atol=1e-9)
+        noise = None
+        if kind == "sde":
+            noise = place_noise(sampler, runs[f"sde_nfe{n}_noise"], range(n - 1))
+        path = plain_run(sampler, denoise, stored["x1"], noise)
+        if kind == "sde":
+            states, expected = path[-1], runs[f"sde_nfe{n}_xs"]
+        else:
+            states, expected = path[1:], runs[f"ot_nfe{n}_xs"].swapaxes(0, 1)[::-1]
+        np.testing.assert_allclose(states, expected, rtol=0, atol=2e-6)
+        mean, covariance = affine_law(sampler, denoise, stored["mT"], root)
+        np.testing.assert_allclose(mean, runs[f"{kind}_nfe{n}_law_mean"], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(covariance, runs[f"{kind}_nfe{n}_law_cov"], rtol=0, atol=2e-6)
+    steps = i2sb(process, 100).times * 999
+    np.testing.assert_allclose(steps[::-1], stored["sde_nfe100_steps"][1:], rtol=0, atol=1e-9)
+
+
+def tts_process(stored, name):
+    low, high = float(stored["beta_0"]), float(stored["beta_1"])
+    if name == "gmax":
+        return processes.GmaxBridge(low, high)
+    if name == "const":
+        return processes.BrownianBridge(high**0.5)
+    low, high = float(stored["vp_beta_0"]), float(stored["vp_beta_1"])
+    return processes.VPBridge(beta_d=high - low, beta_min=low)
+
+
+@pytest.mark.parametrize("name", ("gmax", "vp", "const"))
+def test_bridge_tts(name):
+    """One step of each of its solvers from a given state, by the paper's own formulas."""
+    stored = golden("bridges_tts")
+    process = tts_process(stored, name)
+    # one step more, so that the stored one is not the last
+    grid = [float(stored["step_s"]), float(stored["step_t"]), 0.1]
+    noise = np.stack([np.zeros_like(stored["z2"]), stored["z2"], stored["z2"]])
+    cases = {"ode": {"kind": "ode"}, "sde": {}, "sde_tau": {"temperature": float(stored["tau_b"])}}
+    for case, options in cases.items():
+        sampler = bridge_tts(process, grid=grid, **options)
+        path = plain_run(
+            sampler,
+            lambda x, point: stored[f"{name}_step_D"],
+            stored[f"{name}_step_xs"],
+            noise,
+            source=stored["x1"],
+        )
+        expected = stored[f"{name}_step_{case}"]
+        np.testing.assert_allclose(path[1], expected, rtol=0, atol=1e-12, err_msg=case)
+
+
+@pytest.mark.parametrize("name", ("gmax", "vp", "const"))
 @pytest.mark.parametrize(("kind", "eta"), (("ode", 0.0), ("sde", 1.0)))
 def test_steps_of_bridge_tts(name, kind, eta, x64):
     """One step of Bridge-TTS from a given state, by its own formulas: DBIM at both ends of eta."""
     stored = golden("bridges_tts")
-    process = processes.BrownianBridge(float(stored["beta_1"]) ** 0.5)
-    if name == "vp":
-        low, high = stored["vp_beta_0"], stored["vp_beta_1"]
-        process = processes.VPBridge(beta_d=high - low, beta_min=low)
+    process = tts_process(stored, name)
     # boot at s, the step s -> t, and one more so that the step is not the last
     grid = [float(stored["step_s"]), float(stored["step_t"]), 0.1]
     sampler = dbim(process, 3, eta=eta, grid=grid)

@@ -6,6 +6,7 @@ from solver_checks import (
     AffineBridge,
     affine_gaussian,
     affine_law,
+    bridges,
     plain_run,
     required,
     table_names,
@@ -106,7 +107,7 @@ def test_ddpm_is_ddim_at_eta_one():
         np.testing.assert_allclose(one.xs["scalars"], other.xs["scalars"], rtol=1e-14)
 
 
-BRIDGES = {n: registry.get("process", n)() for n in registry.names("process", family="bridge")}
+BRIDGES = bridges()
 SOURCE, TARGET = np.array([0.9, -0.5]), np.array([0.2, 0.3])
 BRIDGE_DENOISE = AffineBridge(SOURCE, TARGET, *np.linalg.eigh(COVARIANCE)).at
 

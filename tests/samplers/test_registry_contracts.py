@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_checks import least_steps, plain_run, required
+from solver_checks import bridges, least_steps, plain_run, required
 
 from diffusion_jax import processes, registry
 from diffusion_jax.samplers import (
@@ -171,7 +171,7 @@ def test_an_example_depends_on_its_own_number_alone(name):
 
 
 GAUSSIAN = {n: registry.get("process", n)() for n in registry.names("process", family="gaussian")}
-BRIDGES = {n: registry.get("process", n)() for n in registry.names("process", family="bridge")}
+BRIDGES = bridges()
 
 
 @pytest.mark.parametrize("name", [n for n in TABLES if FAMILY[n] == "gaussian"])
@@ -191,3 +191,28 @@ def test_finite_on_every_process_and_grid(name):
         noise = rng.standard_normal((sampler.nfe + 1, 4, 2)).astype(np.float32)
         path = plain_run(sampler, lambda x, p: 0.5 * np.tanh(x), x, noise, np.float32)
         assert np.isfinite(path).all(), (process, grid, n)
+
+
+@pytest.mark.parametrize("name", [n for n in TABLES if FAMILY[n] == "bridge"])
+def test_finite_on_every_bridge(name):
+    """A sampler for one kind of bridge says so; the others take all of them, from few calls to many."""
+    rng = np.random.default_rng(0)
+    runs = 0
+    for process, grid, n in itertools.product(
+        [*BRIDGES.values(), processes.Interpolant()], (None, "uniform", "quadratic"), (2, 4, 25)
+    ):
+        if n < least_steps(name):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                sampler = registry.get("sampler", name)(process, n, grid=grid)
+            except ValueError as error:
+                assert "needs the bridge of an SDE, got Interpolant" in str(error)
+                continue
+        x = rng.standard_normal((4, 2))
+        noise = rng.standard_normal((sampler.nfe + 1, 4, 2)).astype(np.float32)
+        path = plain_run(sampler, lambda x, p: 0.5 * np.tanh(x), x, noise, np.float32)
+        assert np.isfinite(path).all(), (process, grid, n)
+        runs += 1
+    assert runs > 30
