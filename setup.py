@@ -32,8 +32,12 @@ setup(
             "tensorboard>=2.19",
             "tensorflow-datasets>=4.9.10",
             "array_record>=0.8",
+            "librosa>=0.11",
+            "soundfile>=0.13",
         ],
         "tensorboard": ["tensorboard>=2.19"],
+        # speech: spectrograms, Griffin-Lim, wav files
+        "audio": ["librosa>=0.11", "soundfile>=0.13"],
         # reading data sets that TFDS has prepared: no TensorFlow
         "data": ["tensorflow-datasets>=4.9.10", "array_record>=0.8"],
         # preparing them, once

@@ -6,11 +6,17 @@ by the sources that need them, when they are made.
 
 from diffusion_jax.data.arrays import arrays
 from diffusion_jax.data.augmentations import AUGMENTATIONS
-from diffusion_jax.data.corruptions import CORRUPTIONS, Paired, paired
+from diffusion_jax.data.corruptions import CORRUPTIONS
 from diffusion_jax.data.digits import digits, digits_tokens
+from diffusion_jax.data.formants import formants
 from diffusion_jax.data.image_folder import image_folder
+from diffusion_jax.data.pair_folders import pair_folders
+from diffusion_jax.data.pairs import Paired, paired
+from diffusion_jax.data.photos import photos
 from diffusion_jax.data.pipeline import Pipeline, eval_batches
+from diffusion_jax.data.points import checkerboard
 from diffusion_jax.data.source import ArraySource, DataSpec, Element, Source, Subset
+from diffusion_jax.data.speech import Speech, ljspeech, spoken_digits
 from diffusion_jax.data.text import Vocabulary, text
 from diffusion_jax.data.tfds import tfds
 
@@ -23,14 +29,21 @@ __all__ = [
     "Paired",
     "Pipeline",
     "Source",
+    "Speech",
     "Subset",
     "Vocabulary",
     "arrays",
+    "checkerboard",
     "digits",
     "digits_tokens",
     "eval_batches",
+    "formants",
     "image_folder",
+    "ljspeech",
+    "pair_folders",
     "paired",
+    "photos",
+    "spoken_digits",
     "text",
     "tfds",
 ]

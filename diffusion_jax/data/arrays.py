@@ -2,7 +2,8 @@
 
 The names of the arrays say what they are: "image" [N, H, W, C] (uint8 0..255 or float in [-1, 1]),
 "tokens" [N, L] (integers 0..V-1), "points" [N, ...] (floats); conditions are "label" [N] (integers),
-"source" (the source end of a bridge, like "image") and any further numeric array.
+"source" (the source end of a bridge, like "image"), "mask" [N, H, W, 1] or [N, H, W] (0 known, 1 unknown,
+of an image) and any further numeric array.
 """
 
 import pathlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data import holes
 from diffusion_jax.data.source import (
     KINDS,
     ArraySource,
@@ -176,6 +178,8 @@ def _checked(
     for name, values in given.items():
         if name == "image" or (name == "source" and kind == "image"):
             stored[name] = _images(values, name, bounded)
+        elif name == "mask" and kind == "image":
+            stored[name] = _masks(values, given["image"])
         elif name == "tokens":
             stored[name] = _integers(values, name, 2, vocab_size, "vocab_size")
         elif name == "label":
@@ -213,6 +217,15 @@ def _images(values: np.ndarray, name: str, bounded: bool) -> np.ndarray:
             f"{name!r} holds the value {largest:g}, outside [-1, 1]; give uint8 pixels, or pass"
             " bounded=False for images of another range"
         )
+    return values
+
+
+def _masks(values: np.ndarray, image: np.ndarray) -> np.ndarray:
+    values = holes.check_mask(values, "'mask'")
+    values = values[..., None] if values.ndim == 3 else values
+    expected = (*image.shape[:3], 1)
+    if values.shape != expected:
+        raise ValueError(f"'mask' must have shape {expected} or {expected[:3]}, got {values.shape}")
     return values
 
 

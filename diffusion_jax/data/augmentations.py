@@ -2,7 +2,7 @@
 
 `words` uint64 [B] holds one random word per example, keyed by (seed, step, position in the global
 batch), so an augmented batch is as reproducible as a plain one and the same on any number of hosts.
-"image" and "source" of a pair are changed alike.
+"image", "source" and "mask" of a pair are changed alike.
 """
 
 import functools
@@ -17,7 +17,7 @@ Augmentation = Callable[[dict[str, np.ndarray], np.ndarray], dict[str, np.ndarra
 
 
 def _each_image(batch: dict[str, np.ndarray], change: Callable) -> dict[str, np.ndarray]:
-    return {k: change(v) if k in ("image", "source") else v for k, v in batch.items()}
+    return {k: change(v) if k in ("image", "source", "mask") else v for k, v in batch.items()}
 
 
 def flip(batch: dict[str, np.ndarray], words: np.ndarray) -> dict[str, np.ndarray]:

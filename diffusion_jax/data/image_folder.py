@@ -105,7 +105,7 @@ def image_folder(
       background: grey level under transparent pixels.
       layout: "single"; or "source_left" / "source_right" for files that hold a pair side by side,
         as in pix2pix sets such as edges2shoes (arXiv 1611.07004): the named half becomes "source",
-        the other "image", each half of width `size`.
+        the other "image", each half of width `size`. Pairs in two folders: see `pair_folders`.
       test_fraction: share of a set without an official split that "test" takes (deterministic,
         stratified by class).
       ignore: patterns of file names to pass over, such as "*.txt". Hidden files always are.
@@ -179,7 +179,7 @@ def _files(
     folder: pathlib.Path, home: pathlib.Path, classes: Sequence[str], ignore: tuple[str, ...]
 ) -> tuple[list[pathlib.Path], np.ndarray | None]:
     """The image files of a folder in sorted order, and their labels if it has class folders."""
-    flat = _images_in(folder, home, ignore)
+    flat = images_in(folder, home, ignore)
     if not classes:
         if not flat:
             raise ValueError(f"{str(folder)!r} holds no images ({', '.join(images.SUFFIXES)})")
@@ -198,7 +198,7 @@ def _files(
             raise ValueError(
                 f"{str(folder / name)!r} holds a folder, {deeper[0]!r}; expected images"
             )
-        found = _images_in(folder / name, home, ignore)
+        found = images_in(folder / name, home, ignore)
         files += found
         labels += [label] * len(found)
     if not files:
@@ -206,9 +206,14 @@ def _files(
     return files, np.array(labels, np.int32)
 
 
-def _images_in(
+def images_in(
     folder: pathlib.Path, home: pathlib.Path, ignore: tuple[str, ...]
 ) -> list[pathlib.Path]:
+    """The image files of one folder in sorted order; folders in it are passed over.
+
+    Raises:
+      ValueError: files of other kinds, or links that lead out of `home`.
+    """
     if not folder.resolve().is_relative_to(home):
         raise ValueError(f"{str(folder)!r} is a link that leads out of {str(home)!r}")
     found = []

@@ -85,6 +85,7 @@ def decode(
     channels: int = 3,
     resize: str = "crop",
     background: int = 128,
+    smooth: bool = True,
 ) -> np.ndarray:
     """The pixels of an encoded image.
 
@@ -96,6 +97,7 @@ def decode(
       resize: "crop" scales the image to cover `size` and cuts the centre, "stretch" ignores its
         proportions. Both use an antialiased bicubic filter.
       background: grey level under transparent pixels when the result has no alpha channel.
+      smooth: False scales by taking the nearest pixels instead: for masks, whose levels mean something.
 
     Returns:
       uint8 [H, W, channels].
@@ -119,7 +121,7 @@ def decode(
                 raise ImageError(f"{name}: mode {image.mode} is not supported; use 8-bit channels")
             image.load()
             image = PIL.ImageOps.exif_transpose(image)
-            return _finish(PIL, image, size, channels, resize, background)
+            return _finish(PIL, image, size, channels, resize, background, smooth)
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
@@ -131,17 +133,18 @@ def decode(
         raise ImageError(f"{name}: not a readable image ({error})") from error
 
 
-def _finish(PIL, image, size, channels, resize, background) -> np.ndarray:
+def _finish(PIL, image, size, channels, resize, background, smooth) -> np.ndarray:
     has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     if has_alpha and channels != 4:
         image = image.convert("RGBA")
         canvas = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
         image = PIL.Image.alpha_composite(canvas, image)
     image = image.convert("RGB" if image.mode == "RGBA" and channels == 3 else _MODES[channels])
-    return np.asarray(fit(image, size, resize)).reshape(*(size or image.size[::-1]), channels)
+    fitted = fit(image, size, resize, smooth)
+    return np.asarray(fitted).reshape(*(size or image.size[::-1]), channels)
 
 
-def fit(image, size: tuple[int, int] | None, resize: str = "crop"):
+def fit(image, size: tuple[int, int] | None, resize: str = "crop", smooth: bool = True):
     """A Pillow image scaled to (height, width); see `decode`."""
     PIL = pillow()
     if size is None or (image.height, image.width) == size:
@@ -153,4 +156,5 @@ def fit(image, size: tuple[int, int] | None, resize: str = "crop"):
         box_w, box_h = width * scale, height * scale
         left, top = (image.width - box_w) / 2, (image.height - box_h) / 2
         box = (left, top, min(left + box_w, image.width), min(top + box_h, image.height))
-    return image.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
+    kinds = PIL.Image.Resampling
+    return image.resize((width, height), kinds.BICUBIC if smooth else kinds.NEAREST, box=box)

@@ -58,3 +58,12 @@ def uniforms(words: np.ndarray, draws: int) -> np.ndarray:
     counters = np.arange(1, draws + 1).astype(np.uint64) * _GOLDEN
     bits = _mix(words[:, None] + counters[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normals(words: np.ndarray, draws: int) -> np.ndarray:
+    """Independent standard normal numbers (Box and Muller 1958): uint64 [B] -> float32 [B, draws]."""
+    half = -(-draws // 2)
+    flat = uniforms(words, 2 * half)
+    length = np.sqrt(-2 * np.log1p(-flat[:, :half])).astype(np.float32)
+    angle = (2 * np.pi * flat[:, half:]).astype(np.float32)
+    return np.concatenate([length * np.cos(angle), length * np.sin(angle)], axis=1)[:, :draws]

@@ -20,7 +20,7 @@ import numpy as np
 from diffusion_jax.data import images, randomness
 
 KINDS = ("image", "tokens", "points")
-SHOWS = ("image", "pixels", "text", "bytes")
+SHOWS = ("image", "pixels", "text", "bytes", "mel")
 
 # Added to every batch by the pipeline: no source may use them.
 RESERVED = ("index", "valid")
@@ -47,10 +47,15 @@ class DataSpec:
       num_classes: labels are 0..num_classes-1; None without labels.
       vocab_size: V for tokens 0..V-1, without the mask id; None for other kinds.
       class_names: the names of the classes, or None.
-      symbols: the V symbols of text tokens, or None.
+      symbols: the V symbols of text tokens; for speech the names of the values of "text", of which 0
+        is padding; or None.
       grid: (H, W, C) for tokens that are the pixels of an image in row-major order, or None.
       show: how `decode` shows an example: "image", "pixels" (tokens on `grid`), "text" (tokens that
-        number `symbols`), "bytes" (tokens are bytes of UTF-8) or None.
+        number `symbols`), "bytes" (tokens are bytes of UTF-8), "mel" (points [T, M] are a normalised
+        log-mel spectrogram as `audio` says) or None.
+      sizes: number of values of integer conditions other than the label ("text", "speaker"); empty
+        where there are none.
+      audio: the fields of the `audio.LogMel` that made a spectrogram, or None.
     """
 
     kind: str
@@ -61,6 +66,8 @@ class DataSpec:
     symbols: tuple[str, ...] | None = None
     grid: tuple[int, int, int] | None = None
     show: str | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    audio: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -83,6 +90,11 @@ class DataSpec:
             raise ValueError(
                 f"show='pixels' needs a grid of {self.shape[0]} cells, got {self.grid}"
             )
+        unknown = sorted(set(self.sizes) - set(self.elements))
+        if unknown:
+            raise ValueError(f"sizes name {unknown[0]!r}, which is no element")
+        if self.show == "mel" and (self.audio is None or len(self.shape) != 2):
+            raise ValueError(f"show='mel' needs audio and points [T, M], got shape {self.shape}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,8 +117,9 @@ class DataSpec:
 
         Returns:
           uint8 [B, H, W, C] for "image" and "pixels" (the mask id becomes mid-grey); a list of B
-          strings for "text" and "bytes" (the mask id becomes "_"); one example gives one image or
-          string; with `show=None` the values as numpy.
+          strings for "text" and "bytes" (the mask id becomes "_"); uint8 [B, M, T, 1] for "mel", low
+          frequencies at the bottom and loud parts bright; one example gives one image or string; with
+          `show=None` the values as numpy.
 
         Raises:
           ValueError: a wrong shape, or a token outside 0..V.
@@ -119,6 +132,8 @@ class DataSpec:
             return values
         if self.show == "image":
             return images.to_uint8(values)
+        if self.show == "mel":
+            return images.to_uint8(values.swapaxes(-1, -2)[..., ::-1, :, None])
         tokens = _check_tokens(values, self.vocab_size)
         if self.show == "pixels":
             levels = np.round(np.arange(self.vocab_size) * 255 / (self.vocab_size - 1))
@@ -138,13 +153,18 @@ class DataSpec:
             name: {"shape": list(element.shape), "dtype": element.dtype}
             for name, element in self.elements.items()
         }
+        fields["sizes"] = dict(self.sizes)
+        fields["audio"] = None if self.audio is None else dict(self.audio)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "DataSpec":
-        """Inverse of `to_json`. Raises ValueError when a field is missing or unknown."""
+        """Inverse of `to_json`. Raises ValueError when a field is missing or unknown.
+
+        Fields younger than the first run folders may be absent.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
-        wrong = sorted(known ^ set(fields))
+        wrong = sorted((known ^ set(fields)) - {"sizes", "audio"})
         if wrong:
             raise ValueError(f"a data spec has the fields {', '.join(sorted(known))}; got {wrong}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

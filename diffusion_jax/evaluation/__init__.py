@@ -9,6 +9,7 @@ import importlib
 _HOMES = {
     "classifier": ("Classifier", "load_or_train", "train_classifier"),
     "files": ("write_atomically",),
+    "filter_bank": ("FilterBank",),
     "frechet": (
         "Moments",
         "frechet_distance",
@@ -42,6 +43,16 @@ _HOMES = {
     "plots": ("error_versus_nfe", "line_plot"),
     "quality": ("ImageQuality", "noise_images"),
     "report": ("format_number", "markdown_table", "read_json", "write_json"),
+    "speech": (
+        "cepstral_distortion",
+        "mel_distances",
+        "mel_images",
+        "spectrogram_grid",
+        "utterance_features",
+        "utterance_frechet",
+        "valid_frames",
+        "write_waves",
+    ),
     "text_metrics": (
         "bigram_baseline",
         "distinct_ngrams",

@@ -1,7 +1,7 @@
 """How good are these images? One bundle of figures, with a floor and a ceiling to read them by.
 
 The figures live in the feature space of a classifier trained on the real training images
-(`classifier.py`). None of them means anything alone: read them between the row of held-out real
+(`classifier.py`), or, where these have no classes, of a fixed bank of filters (`filter_bank.py`). None of them means anything alone: read them between the row of held-out real
 images (`floor`) and the row of noise (`ceiling`), all with the same number of images; `compare`
 sees to that. Noise is not the worst case: a sampler that has collapsed onto one class scores worse.
 A row well *below* the floor is no triumph: it hints at copied training images, because the
@@ -23,6 +23,7 @@ from diffusion_jax.evaluation.classifier import (
     load_or_train,
     train_classifier,
 )
+from diffusion_jax.evaluation.filter_bank import FilterBank
 from diffusion_jax.evaluation.kernel import kernel_distance
 from diffusion_jax.evaluation.neighbours import nearest_distance, precision_recall
 
@@ -39,20 +40,21 @@ def noise_images(
 
 
 class ImageQuality:
-    """Figures of merit for small images with classes.
+    """Figures of merit for small images.
 
     Args:
       train_images: [N, H, W, C] in `value_range`; train the classifier and give the reference
-        statistics. N must exceed the feature dimension (48).
-      train_labels: integers [N].
+        statistics. N must exceed the feature dimension (48 of the classifier, up to 54 of the filters).
+      train_labels: integers [N]; None where there are no classes.
       key: typed key for the classifier; used once, not kept.
       value_range: samples are clipped to it before they are judged.
       cache: .npz file that keeps the classifier between runs (see `classifier.load_or_train`).
       settings: of the classifier.
       classes: number of classes; None is the largest label plus one.
+      `cache`, `settings` and `classes` have no meaning without labels.
 
     Attributes:
-      classifier: the `Classifier`.
+      classifier: the `Classifier`, or the `FilterBank`.
       reference: `Moments` of the training images' features.
 
     Raises:
@@ -74,18 +76,22 @@ class ImageQuality:
             raise ValueError(f"value_range must be (low, high), got {value_range}")
         train = (train_images, train_labels, key)
         options = {"classes": classes, "settings": settings}
-        self.classifier: Classifier = (
-            train_classifier(*train, **options)
-            if cache is None
-            else load_or_train(cache, *train, **options)
-        )
+        self.classifier: Classifier | FilterBank
+        if train_labels is None:
+            self.classifier = FilterBank(train_images)
+        elif cache is None:
+            self.classifier = train_classifier(*train, **options)
+        else:
+            self.classifier = load_or_train(cache, *train, **options)
         self.value_range = value_range
         self._images = np.asarray(train_images, np.float32)
         outputs = self.classifier.outputs(self._images)
         self._features = outputs["features"]
-        self._classes = np.bincount(np.asarray(train_labels), minlength=self.classifier.classes)
+        self._classes = self._texture = None
+        if train_labels is not None:
+            self._classes = np.bincount(np.asarray(train_labels), minlength=self.classifier.classes)
+            self._texture = frechet.moments(outputs["texture"])
         self.reference = frechet.moments(self._features)
-        self._texture = frechet.moments(outputs["texture"])
         size = self.reference.mean.size
         if self.reference.count <= size:
             raise ValueError(f"need more than {size} training images, got {self.reference.count}")
@@ -94,19 +100,21 @@ class ImageQuality:
         """Judges images, and with labels also whether they show what was asked for.
 
         Args:
-          images: [B, H, W, C], B above the feature dimension (48); clipped to `value_range`.
-          labels: integers [B], the classes the images were conditioned on; None if unconditional.
+          images: [B, H, W, C], B above the feature dimension; clipped to `value_range`.
+          labels: integers [B], the classes the images were conditioned on; None if unconditional, or
+            where there are no classes.
 
         Returns:
           Python numbers and strings, ready for JSON:
           - "frechet": Frechet distance to the training images in `features` (biased by ~1/B);
           - "frechet_extrapolated": the same without the leading bias, None if B < 2 (F + 1);
-          - "texture": Frechet distance in `texture` (left-over noise, blur);
+          - "texture": Frechet distance in `texture` (left-over noise, blur), None without classes;
           - "kernel_distance": unbiased kernel distance in `features`;
           - "precision", "recall": nearest-neighbour estimates in `features`, against the first 5,000
             training images;
           - "accuracy": share of images classified as their label, None without labels;
-          - "class_tv": total variation between predicted classes and the training set's classes;
+          - "class_tv": total variation between predicted classes and the training set's classes, None
+            without classes;
           - "nearest_train": mean RMS pixel distance to the nearest training image;
           - "clipped": share of pixel values outside `value_range` by more than 1% of its width;
           - "n_real", "n_fake", "features" (dimension), "feature_checksum".
@@ -122,12 +130,8 @@ class ImageQuality:
         slack = 1e-2 * (high - low)
         clipped = np.clip(images, low, high)
         outputs = self.classifier.outputs(clipped)
-        features, logits = outputs["features"], outputs["logits"]
+        features = outputs["features"]
         count, size = features.shape
-        if labels is not None:
-            labels = check_labels(labels, count)
-        predicted = logits.argmax(axis=-1)
-        shares = np.bincount(predicted, minlength=len(self._classes)) / count
         precision, recall = precision_recall(self._features[:_MOST_NEIGHBOURS], features)
         extrapolated = None
         if count >= 2 * (size + 1):
@@ -135,12 +139,10 @@ class ImageQuality:
         return {
             "frechet": frechet.frechet_distance(self.reference, frechet.moments(features)),
             "frechet_extrapolated": extrapolated,
-            "texture": frechet.frechet_distance(self._texture, frechet.moments(outputs["texture"])),
             "kernel_distance": kernel_distance(self._features, features),
             "precision": precision,
             "recall": recall,
-            "accuracy": None if labels is None else float(np.mean(predicted == labels)),
-            "class_tv": float(0.5 * np.abs(shares - self._classes / self._classes.sum()).sum()),
+            **self._judge_classes(outputs, labels),
             "nearest_train": float(nearest_distance(clipped, self._images).mean()),
             "clipped": float(np.mean((images < low - slack) | (images > high + slack))),
             "n_real": self.reference.count,
@@ -149,19 +151,36 @@ class ImageQuality:
             "feature_checksum": self.classifier.checksum,
         }
 
+    def _judge_classes(self, outputs, labels) -> dict[str, float | None]:
+        """The figures that need classes."""
+        if self._classes is None:
+            if labels is not None:
+                raise ValueError("labels were given, but the training images have no classes")
+            return {"texture": None, "accuracy": None, "class_tv": None}
+        predicted = outputs["logits"].argmax(axis=-1)
+        if labels is not None:
+            labels = check_labels(labels, len(predicted))
+        shares = np.bincount(predicted, minlength=len(self._classes)) / len(predicted)
+        return {
+            "texture": frechet.frechet_distance(self._texture, frechet.moments(outputs["texture"])),
+            "accuracy": None if labels is None else float(np.mean(predicted == labels)),
+            "class_tv": float(0.5 * np.abs(shares - self._classes / self._classes.sum()).sum()),
+        }
+
     def distances(self, images) -> dict[str, float]:
-        """The Frechet distances "frechet" and "texture" of `evaluate` alone: much cheaper.
+        """The Frechet distances "frechet" and, with classes, "texture" of `evaluate` alone: much cheaper.
 
         Raises:
           ValueError: wrong shapes, too few images, or values that are not finite.
         """
         clipped = np.clip(np.asarray(images, np.float32), *self.value_range)
         outputs = self.classifier.outputs(clipped)
+        reference = {"frechet": self.reference, "texture": self._texture}
+        layers = {"frechet": "features", "texture": "texture"}
         return {
-            "frechet": frechet.frechet_distance(
-                self.reference, frechet.moments(outputs["features"])
-            ),
-            "texture": frechet.frechet_distance(self._texture, frechet.moments(outputs["texture"])),
+            name: frechet.frechet_distance(moments, frechet.moments(outputs[layers[name]]))
+            for name, moments in reference.items()
+            if moments is not None
         }
 
     def floor(self, images, labels=None) -> dict[str, Any]:

@@ -175,3 +175,23 @@ def test_unreadable_files(tmp_path):
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ValueError, match=r"readme.txt.*not an array"):
         data.arrays(path=path)
+
+
+def test_pairs_with_masks_of_ones_own(tmp_path):
+    image = np.zeros((8, 6, 5, 3), np.uint8)
+    mask = np.arange(240).reshape(8, 6, 5) % 3 == 0
+    path = tmp_path / "pairs.npz"
+    np.savez(path, image=image, source=image + np.uint8(9), mask=mask)
+    source = data.arrays(path=path, split="train", test_fraction=0.25)
+    assert source.spec.elements["mask"] == data.Element((6, 5, 1), "float32")
+    taken = data.arrays(path=path).take([3, 1])
+    np.testing.assert_array_equal(taken["mask"][..., 0], mask[[3, 1]])
+    np.testing.assert_allclose(taken["source"], 9 / 127.5 - 1, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"'mask' holds 240 values that are neither 0 .* such as 0.5"
+    ):
+        data.arrays({"image": image, "source": image, "mask": np.full((8, 6, 5, 1), 0.5)})
+    with pytest.raises(
+        ValueError, match=r"'mask' must have shape \(8, 6, 5, 1\) .* got \(8, 5, 6, 1\)"
+    ):
+        data.arrays({"image": image, "source": image, "mask": np.zeros((8, 5, 6, 1))})

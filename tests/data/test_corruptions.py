@@ -1,4 +1,5 @@
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.ndimage
 
@@ -12,29 +13,64 @@ def random_images(shape, count=6):
     return np.random.default_rng(0).uniform(-1, 1, (count, *shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", sorted(corruptions.CORRUPTIONS))
+# What a corruption can do without: channels of another number.
+CHANNELS = {"grey": (3,), "jpeg": (1, 3)}
+CASES = [
+    (name, shape)
+    for name in sorted(corruptions.CORRUPTIONS)
+    for shape in SHAPES
+    if shape[-1] in CHANNELS.get(name, (shape[-1],))
+]
+
+
+def make(name, images, rows, **options):
+    made = corruptions.CORRUPTIONS[name](images, rows, **options)
+    return made if isinstance(made, dict) else {"source": made}
+
+
+@pytest.mark.parametrize("name, shape", CASES)
 def test_contract(name, shape):
     images, rows = random_images(shape), np.arange(6)
     before = images.copy()
-    corrupt = corruptions.CORRUPTIONS[name]
-    made = corrupt(images, rows)
-    assert made.shape == images.shape and made.dtype == np.float32
-    assert made.min() >= -1 - 1e-6 and made.max() <= 1 + 1e-6
-    np.testing.assert_array_equal(made, corrupt(images, rows))
+    made = make(name, images, rows)
+    assert made["source"].shape == images.shape
+    for values in made.values():
+        assert values.dtype == np.float32
+        assert values.min() >= -1 - 1e-6 and values.max() <= 1 + 1e-6
+    again = make(name, images, rows)
+    for key, values in made.items():
+        np.testing.assert_array_equal(values, again[key])
     np.testing.assert_array_equal(images, before)
-    made[:] = 7
+    made["source"][:] = 7
     np.testing.assert_array_equal(images, before)  # the result is no view of its argument
 
 
-@pytest.mark.parametrize("name", sorted(corruptions.CORRUPTIONS))
-def test_an_example_has_one_source_whatever_its_batch(name):
+RANDOM = [
+    ("blur_mask", {"mask": "random", "fraction": 0.3}),
+    ("blur", {"kernel": "motion"}),
+    ("inpaint", {"hole": "random", "fill": "noise"}),
+    ("inpaint", {"hole": "boxes"}),
+    ("inpaint", {"hole": "freeform", "fill": "noise"}),
+]
+
+
+@pytest.mark.parametrize("name, options", [(n, {}) for n, s in CASES if s == SHAPES[2]] + RANDOM)
+def test_an_example_has_one_source_whatever_its_batch(name, options):
     images = random_images((9, 14, 3))
-    options = {"mask": "random", "fraction": 0.3} if name == "blur_mask" else {}
-    whole = corruptions.CORRUPTIONS[name](images, np.arange(6), **options)
+    whole = make(name, images, np.arange(6), **options)
     some = [4, 1]
-    part = corruptions.CORRUPTIONS[name](images[some], np.array(some), **options)
-    np.testing.assert_allclose(part, whole[some], atol=1e-6)
+    part = make(name, images[some], np.array(some), **options)
+    for key, values in part.items():
+        np.testing.assert_allclose(values, whole[key][some], atol=1e-6)
+
+
+@pytest.mark.parametrize("name, options", RANDOM)
+def test_rows_differ_and_so_do_seeds(name, options):
+    images = np.broadcast_to(random_images((16, 16, 3), count=1), (8, 16, 16, 3))
+    made = make(name, images, np.arange(8), **options)["source"]
+    assert len({one.tobytes() for one in made}) == 8
+    other = make(name, images, np.arange(8), seed=1, **options)["source"]
+    assert (made != other).any(axis=(1, 2, 3)).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,14 +103,6 @@ def test_mask_is_one_rectangle(mask):
     assert corners == (
         {(2, 3)} if mask == "center" else {(y, x) for y in range(5) for x in range(7)}
     )
-
-
-def test_random_masks_depend_on_the_seed():
-    images, rows = random_images((8, 8, 1)), np.arange(6)
-    one, two = (
-        corruptions.blur_mask(images, rows, mask="random", fraction=0.3, seed=s) for s in (0, 1)
-    )
-    assert (one != two).any()
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (9, 14, 3)])
@@ -115,16 +143,108 @@ def test_low_resolution_by_hand(factor, shape):
             np.testing.assert_allclose(got[block], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("down, up", [("bicubic", "nearest"), ("mean", "bicubic")])
+@pytest.mark.parametrize("size, factor", [((8, 8), 4), ((9, 14), 3), ((32, 24), 4)])
+def test_bicubic_is_that_of_pillow(down, up, size, factor):
+    images = 0.5 * random_images((*size, 2))
+    got = corruptions.low_resolution(images, np.arange(6), factor=factor, down=down, up=up)
+    small = [-(-side // factor) for side in size]
+    as_pillow = lambda x, new: np.asarray(
+        PIL.Image.fromarray(x).resize((new[1], new[0]), PIL.Image.Resampling.BICUBIC)
+    )
+    for index in range(6):
+        for channel in range(2):
+            one = images[index, ..., channel]
+            if down == "mean":
+                low = corruptions.low_resolution(images, np.arange(6), factor=factor)
+                expected = as_pillow(low[index, ::factor, ::factor, channel], size)
+            else:
+                low = as_pillow(one, small)
+                expected = low.repeat(factor, 0).repeat(factor, 1)[: size[0], : size[1]]
+            np.testing.assert_allclose(got[index, ..., channel], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_uniform_blur_is_that_of_scipy(shape, width):
+    images = random_images(shape)
+    got = corruptions.blur(images, np.arange(6), kernel="uniform", width=width)
+    expected = scipy.ndimage.uniform_filter(images, (1, width, width, 1), mode="nearest")
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_gaussian_blur_is_that_of_blur_mask():
+    images = random_images((9, 14, 3))
+    expected = corruptions.blur_mask(images, np.arange(6), sigma=1.3, mask="none")
+    np.testing.assert_array_equal(corruptions.blur(images, np.arange(6), sigma=1.3), expected)
+
+
+@pytest.mark.parametrize("angle", [0.0, 90.0, 27.0, 150.0])
+def test_motion_blur_is_the_mean_along_a_line(angle):
+    images, rows = random_images((16, 12, 2)), np.arange(6)
+    got = corruptions.blur(images, rows, kernel="motion", length=5.0, angle=angle)
+    ys, xs = np.mgrid[:16, :12].astype(float)
+    radians = np.deg2rad(angle)
+    for index in range(6):
+        for channel in range(2):
+            parts = [
+                scipy.ndimage.map_coordinates(
+                    images[index, ..., channel],
+                    [ys + step * np.sin(radians), xs + step * np.cos(radians)],
+                    order=1,
+                    mode="nearest",
+                )
+                for step in (-2, -1, 0, 1, 2)
+            ]
+            np.testing.assert_allclose(got[index, ..., channel], np.mean(parts, 0), atol=1e-5)
+    still = corruptions.blur(images, rows, kernel="motion", length=0.0)
+    np.testing.assert_allclose(still, images, atol=1e-6)
+
+
+def test_grey_is_the_luma_of_pillow():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 9, 7, 3), dtype=np.uint8)
+    got = corruptions.grey(data.images.to_float(pixels), np.arange(4))
+    for index in range(4):
+        luma = np.asarray(PIL.Image.fromarray(pixels[index]).convert("L")).astype(float)
+        for channel in range(3):
+            np.testing.assert_allclose((got[index, ..., channel] + 1) * 127.5, luma, atol=0.51)
+
+
+def test_jpeg_loses_more_at_lower_quality():
+    smooth = scipy.ndimage.gaussian_filter(random_images((32, 32, 3)), (0, 3, 3, 0)) * 4
+    error = [
+        np.abs(corruptions.jpeg(smooth, np.arange(6), quality=q) - smooth).mean()
+        for q in (95, 40, 5)
+    ]
+    assert error[0] < 0.02 and error == sorted(error) and error[2] > 3 * error[0]
+    # Blocks of 8x8 of one grey each survive any quality with steps of their mean alone.
+    flat = np.repeat(np.repeat(random_images((4, 4, 1)), 8, 1), 8, 2) * 0.9
+    assert np.abs(corruptions.jpeg(flat, np.arange(6), quality=95) - flat).max() < 0.02
+
+
 @pytest.mark.parametrize(
     "corruption, options, message",
     [
         ("blur_masks", {}, "did you mean 'blur_mask'"),
-        ("blur_mask", {"mask": "round"}, "unknown mask 'round'"),
+        ("blur_mask", {"mask": "round"}, "mask must be one of center, random, none; got 'round'"),
         ("blur_mask", {"sigma": -1}, "sigma=-1"),
         ("blur_mask", {"fraction": 0}, "fraction=0"),
         ("blur_mask", {"factor": 2}, "factor"),
         ("edges", {"quantile": 2}, "quantile=2"),
         ("edges", {"floor": -1}, "floor=-1"),
+        (
+            "blur",
+            {"kernel": "round"},
+            "kernel must be one of gaussian, uniform, motion; got 'round'",
+        ),
+        ("blur", {"sigma": float("nan")}, "sigma=nan"),
+        ("blur", {"width": 4}, "width=4 must be an odd number"),
+        ("blur", {"length": -1}, "length=-1"),
+        ("blur", {"angle": "left"}, "angle='left'"),
+        ("grey", {}, "these have 1 channels"),
+        ("jpeg", {"quality": 0}, "quality=0 must be an integer in 1..95"),
+        ("low_resolution", {"down": "max"}, "down must be one of mean, bicubic; got 'max'"),
+        ("low_resolution", {"up": "max"}, "up must be one of nearest, bicubic; got 'max'"),
         ("low_resolution", {"factor": 0}, "factor=0"),
         ("low_resolution", {"factor": 1.5}, "factor=1.5"),
     ],
@@ -132,31 +252,3 @@ def test_low_resolution_by_hand(factor, shape):
 def test_bad_options(corruption, options, message):
     with pytest.raises(ValueError, match=message):
         data.paired("digits", corruption, options=options)
-
-
-def test_pairs():
-    plain = data.digits(split="test")
-    source = data.paired("digits", "low_resolution", options={"factor": 2}, split="test")
-    assert source.spec.elements["source"] == source.spec.elements["image"]
-    assert source.spec.num_classes == 10 and len(source) == 300
-    a, b = plain.take([5, 9]), source.take([5, 9])
-    np.testing.assert_array_equal(a["image"], b["image"])
-    np.testing.assert_array_equal(a["label"], b["label"])
-    np.testing.assert_array_equal(
-        b["source"], corruptions.low_resolution(a["image"], None, factor=2)
-    )
-    same = data.paired(plain, "noise_free")
-    np.testing.assert_array_equal(same[7]["source"], same[7]["image"])
-    own = data.paired(plain, lambda images, rows: -images)
-    np.testing.assert_array_equal(own[7]["source"], -plain[7]["image"])
-
-
-def test_pairs_need_images():
-    with pytest.raises(ValueError, match="kind 'tokens'"):
-        data.paired("digits_tokens")
-    with pytest.raises(ValueError, match="pairs are made from images"):
-        data.paired(data.paired("digits"))
-    with pytest.raises(ValueError, match="did you mean 'digits'"):
-        data.paired("digit")
-    with pytest.raises(ValueError, match="split: only with the name"):
-        data.paired(data.digits(), split="test")

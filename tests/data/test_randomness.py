@@ -3,6 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from diffusion_jax.data import randomness
 
@@ -57,3 +58,14 @@ def test_hash_rows_depends_on_the_row_alone(rows):
     whole = randomness.hash_rows(rows, 7, 9)
     assert randomness.hash_rows(rows[3:5], 7, 9).tolist() == whole[3:5].tolist()
     assert len(set(whole.tolist())) == 8
+
+
+def test_normals_are_normal_and_belong_to_their_word():
+    drawn = randomness.normals(randomness.hash_rows(np.arange(2000), 3), 7)
+    assert drawn.shape == (2000, 7) and drawn.dtype == np.float32
+    assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
+    correlation = np.corrcoef(drawn.T) - np.eye(7)
+    assert np.abs(correlation).max() < 5 / np.sqrt(2000)
+    part = randomness.normals(randomness.hash_rows(np.array([9, 4]), 3), 7)
+    np.testing.assert_array_equal(part, drawn[[9, 4]])
+    assert np.isfinite(randomness.normals(np.zeros(1, np.uint64), 1)).all()

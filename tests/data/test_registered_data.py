@@ -1,5 +1,6 @@
 """What every registered data set keeps, whatever its origin."""
 
+import itertools
 import subprocess
 import sys
 
@@ -9,8 +10,23 @@ import pytest
 
 from diffusion_jax import registry
 from diffusion_jax.data import Pipeline
+from diffusion_jax.data.audio import write_wav
 
-NAMES = ("arrays", "digits", "digits_tokens", "image_folder", "paired", "text", "tfds")
+NAMES = (
+    "arrays",
+    "checkerboard",
+    "digits",
+    "digits_tokens",
+    "formants",
+    "image_folder",
+    "ljspeech",
+    "pair_folders",
+    "paired",
+    "photos",
+    "spoken_digits",
+    "text",
+    "tfds",
+)
 
 
 @pytest.fixture
@@ -27,9 +43,33 @@ def build(tmp_path, request):
                 pixels = np.full((5, 6, 3), 10 * index, np.uint8)
                 PIL.Image.fromarray(pixels).save(folder / f"{index:02}.png")
             return {"root": tmp_path / "images"}
+        if name == "pair_folders":
+            for index, part in itertools.product(range(20), ("image", "source")):
+                (tmp_path / "pairs" / part).mkdir(parents=True, exist_ok=True)
+                pixels = np.full((5, 6, 3), 10 * index, np.uint8)
+                PIL.Image.fromarray(pixels).save(tmp_path / "pairs" / part / f"{index:02}.png")
+            return {"root": tmp_path / "pairs"}
         if name == "text":
             (tmp_path / "text.txt").write_text("to be or not to be, " * 50, encoding="utf-8")
             return {"path": tmp_path / "text.txt", "length": 16}
+        if name == "checkerboard":
+            return {"train_count": 20, "test_count": 10}
+        if name in ("formants", "ljspeech", "spoken_digits"):
+            pytest.importorskip("librosa")
+        if name == "formants":
+            return {"train_count": 20, "test_count": 10}
+        if name == "spoken_digits":
+            for index in range(20):
+                path = tmp_path / "spoken" / f"{index % 10}_ann{index % 2}_{5 + index // 10}.wav"
+                write_wav(path, np.sin(np.arange(800 + 40 * index)), 8_000)
+            return {"root": tmp_path / "spoken"}
+        if name == "ljspeech":
+            for index in range(20):
+                wave = np.sin(0.3 * np.arange(2_000 + 100 * index))
+                write_wav(tmp_path / "lj" / "wavs" / f"LJ{index:02}.wav", wave, 22_050)
+            lines = [f"LJ{i:02}|Take {i}.|Take number {'x' * i}." for i in range(20)]
+            (tmp_path / "lj" / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+            return {"root": tmp_path / "lj", "max_frames": 32, "test_fraction": 0.3}
         if name == "tfds":
             return {
                 "dataset": "tiny_set",

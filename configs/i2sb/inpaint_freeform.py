@@ -1,0 +1,16 @@
+"""Inpainting of free-form holes over 20 to 30% of the pixels of ImageNet at 256x256, at I2SB's scale (Liu et al., arXiv 2302.05872).
+
+    python -m diffusion_jax train --config=configs/i2sb/inpaint_freeform.py --workdir=runs/i2sb_inpaint_freeform \
+        --config.data.root=/path/to/imagenet
+
+`root` holds folders `train` and `test` with a folder for each class. Hardware: 8 to 16 accelerators, days (an estimate; built and shape-checked here, not run). The
+noise-free variant, its optimal-transport ODE. Small twin: configs/bridges/inpaint_freeform.py.
+"""
+
+from configs import restoration
+
+
+def get_config():
+    """The config; override with `--config.section.field=value`."""
+    options = {"hole": "freeform", "fraction": (0.2, 0.3), "fill": "noise"}
+    return restoration.imagenet_i2sb("inpaint", options, beta_max=1.0, ot_ode=True, masked=True)
