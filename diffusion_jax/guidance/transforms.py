@@ -7,11 +7,12 @@ alike; `guide` also mixes logits.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.denoisers import evaluate
-from diffusion_jax.numerics import expand, pytree_dataclass
+from diffusion_jax.numerics import expand, pytree_dataclass, static
 
 
 class _Transform:
@@ -30,15 +31,24 @@ def _inner(denoise, x, point):
 
 @pytree_dataclass
 class clip(_Transform):
-    """Clips x0_hat to [low, high] (static thresholding)."""
+    """Clips x0_hat to [low, high] (static thresholding).
+
+    With `straight_through` its gradient is that of the identity, for losses that are to see what
+    sampling sees: clipped values do not move, and a value outside can still be called back.
+    """
 
     denoise: Any
     low: float = -1.0
     high: float = 1.0
+    straight_through: bool = static(False)
 
     def at(self, x, point):
         """x0_hat `[B, ...]`, clipped."""
-        return jnp.clip(_inner(self.denoise, x, point), self.low, self.high)
+        x0 = _inner(self.denoise, x, point)
+        clipped = jnp.clip(x0, self.low, self.high)
+        if not self.straight_through:
+            return clipped
+        return x0 + jax.lax.stop_gradient(clipped - x0)
 
 
 @pytree_dataclass

@@ -30,6 +30,7 @@ SCHEDULES = {
     "cosine": ("warmup_steps", "steps", "end_factor"),
     "linear": ("warmup_steps", "steps", "end_factor"),
     "rsqrt": ("warmup_steps", "timescale"),
+    "step": ("warmup_steps", "every", "factor"),
 }
 
 _OWN_KEYS = ("name", "learning_rate", "schedule", "weight_decay", "clip_norm", "accumulate")
@@ -83,7 +84,8 @@ def make_schedule(
       learning_rate: the peak.
       schedule: a name, or a mapping with `name` and its options: `warmup_steps` for all,
         `steps` (default `total_steps`) and `end_factor` (default 0) for cosine and linear,
-        `timescale` (default the warm-up, at least 1) for rsqrt.
+        `timescale` (default the warm-up, at least 1) for rsqrt, `every` and `factor` for step (the rate
+        is multiplied by `factor` after each `every` updates).
       total_steps: length of the run in updates.
 
     Returns:
@@ -109,6 +111,13 @@ def make_schedule(
     elif name == "rsqrt":
         timescale = float(options.get("timescale") or max(warmup, 1))
         body = lambda t: learning_rate / jnp.sqrt(jnp.maximum((t + warmup) / timescale, 1.0))
+    elif name == "step":
+        every, factor = int(options.get("every", 0)), float(options.get("factor", 0.1))
+        if every < 1 or factor <= 0:
+            raise ValueError(
+                f"schedule 'step' needs every >= 1 and factor > 0; got {every} and {factor}"
+            )
+        body = optax.exponential_decay(learning_rate, every, factor, staircase=True)
     else:
         body = optax.constant_schedule(learning_rate)
     if not warmup:

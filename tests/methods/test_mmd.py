@@ -247,6 +247,15 @@ def test_own_features():
     np.testing.assert_allclose(value, 4 * other, rtol=1e-4)
 
 
+def test_the_denoiser_clips_unless_it_is_to_be_raw():
+    method, batch = shift_method(clip=True), points_batch()
+    params = method.init(jax.random.key(0), batch)
+    x, t = 5.0 * jnp.ones((B, 2)), jnp.full(B, 0.5)
+    raw = method.denoiser(params, batch, raw=True)(x, t)
+    np.testing.assert_allclose(raw, 4.5)
+    np.testing.assert_array_equal(method.denoiser(params, batch)(x, t), 1.0)
+
+
 def test_sampling_is_the_sampler_that_was_trained():
     method, batch = shift_method(), points_batch(4)
     assert method.default_sampler.nfe == 3 and not method.default_sampler.stochastic
@@ -263,12 +272,12 @@ def test_sampling_is_the_sampler_that_was_trained():
     "make, words",
     [
         (lambda: shift_method(sampler="ddpm"), "deterministic sampler; 'ddpm' draws noise"),
-        (lambda: shift_method(kernel="cubic"), "unknown kernel 'cubic'"),
-        (lambda: shift_method(saturation="soft"), "unknown saturation 'soft'"),
+        (lambda: shift_method(kernel="cubic"), "kernel must be one of .*; got 'cubic'"),
+        (lambda: shift_method(saturation="soft"), "saturation must be one of .*; got 'soft'"),
         (lambda: shift_method(features="inception"), "features are 'pixels' or the .npz file"),
         (
             lambda: shift_method(features="a.npz", feature_layer="pool"),
-            "unknown feature layer 'pool'",
+            "feature layer must be one of .*; got 'pool'",
         ),
         (lambda: objectives.features._layer_of("features", None, 0), "need its parameters"),
         (

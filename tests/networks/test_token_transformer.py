@@ -90,7 +90,9 @@ def test_errors():
         with pytest.raises(ValueError, match=match):
             jax.eval_shape(TokenTransformer(**SMALL | fields).init, KEY, x, 0.5)
 
-    fails("unknown positions 'rotatory'; did you mean 'rotary'", positions="rotatory")
+    fails(
+        "positions must be one of .*; got 'rotatory'; did you mean 'rotary'", positions="rotatory"
+    )
     fails("sequence length 7 exceeds max_length = 6", max_length=6)
     fails("last axis of 5 or 6, got shape", x=jnp.zeros((2, L, 4)))
     fails("even width, got 5", width=10)

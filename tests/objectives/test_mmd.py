@@ -106,7 +106,10 @@ def test_gaussians_in_closed_form():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: build_kernel("rbff"), "unknown kernel 'rbff'; did you mean 'rbf'"),
+        (
+            lambda: build_kernel("rbff"),
+            "kernel must be one of polynomial, rbf; got 'rbff'; did you mean 'rbf'",
+        ),
         (lambda: build_kernel("rbf", degree=2), "kernel 'rbf': .*degree"),
         (lambda: build_kernel("polynomial", degree=0), "degree must be a positive int, got 0"),
         (lambda: build_kernel("rbf", gamma=-1.0), "gamma must be positive, got -1.0"),

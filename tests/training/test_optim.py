@@ -31,6 +31,7 @@ GRADS = {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.0]]), "bias": jnp.array([0.0, 
         ),
         ({"name": "rsqrt", "warmup_steps": 4}, {2: 1.0, 4: 2.0, 16: 1.0, 64: 0.5}),
         ({"name": "rsqrt", "timescale": 100}, {0: 2.0, 100: 2.0, 400: 1.0}),
+        ({"name": "step", "every": 10, "factor": 0.4}, {0: 2.0, 9: 2.0, 10: 0.8, 25: 0.32}),
     ],
 )
 def test_schedule_values(schedule, expected):
@@ -110,7 +111,10 @@ def test_accumulation_is_the_step_of_the_mean_gradient():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "adamm", "learning_rate": 1.0}, "unknown optimizer 'adamm'; did you mean 'adam"),
+        (
+            {"name": "adamm", "learning_rate": 1.0},
+            "optimizer must be one of .*; got 'adamm'; did you mean 'adam",
+        ),
         (
             {"name": "adam", "learning_rate": 1.0, "beta1": 0.9},
             "option of optimizer 'adam' 'beta1'",
@@ -119,7 +123,7 @@ def test_accumulation_is_the_step_of_the_mean_gradient():
         ({"learning_rate": 1.0, "weight_decay": 0.1}, "takes no weight_decay; these do: .*adamw"),
         (
             {"learning_rate": 1.0, "schedule": "cosin"},
-            "unknown schedule 'cosin'; did you mean 'cosi",
+            "schedule must be one of .*; got 'cosin'; did you mean 'cosi",
         ),
         (
             {"learning_rate": 1.0, "schedule": {"name": "cosine", "timescale": 3}},

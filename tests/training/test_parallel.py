@@ -144,7 +144,10 @@ def test_one_process_holds_the_whole_batch():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"mode": "pmapp"}, "unknown parallel mode 'pmapp'; did you mean 'pmap'"),
+        (
+            {"mode": "pmapp"},
+            "parallel mode must be one of jit, pmap; got 'pmapp'; did you mean 'pmap'",
+        ),
         ({"fdsp": 2}, "unknown parallel option 'fdsp'; did you mean 'fsdp'"),
         ({"fsdp": 3}, "does not fit 1 devices"),
         ({"mode": "pmap", "fsdp": 2}, "'pmap' has only the data axis"),
