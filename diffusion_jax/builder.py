@@ -130,7 +130,8 @@ def build_network(config: Mapping[str, Any], spec: DataSpec):
         defaults["vocab_size"] = spec.vocab_size
     if "text" in spec.elements:
         defaults["symbols"] = spec.sizes["text"] - 1  # 0 is padding
-        defaults["speakers"] = spec.sizes.get("speaker", 0)
+        voices = spec.sizes.get("speaker", 1)
+        defaults["speakers"] = voices if voices > 1 else 0
         defaults["mels"] = spec.shape[-1]
     if "source" in spec.elements:
         defaults["source_channels"] = spec.elements["source"].shape[-1]

@@ -167,6 +167,11 @@ def command_sample(arguments, rest) -> int:
         evaluation.save_png(out, runs.strip_of(run.spec, path[:, :8]))
     else:
         evaluation.save_png(out, runs.grid_of(run.spec, samples, batch))
+    if run.spec.show == "mel" and out.suffix == ".png":
+        speech = evaluation.speech
+        folder = out.with_name(f"{out.stem}_wav")
+        speech.write_waves(folder, samples, run.spec.audio, speech.captions(run.spec, batch))
+        print(f"wav files by Griffin-Lim: {folder}")
     evaluation.write_json(
         out.with_name(out.name + ".json"),
         {

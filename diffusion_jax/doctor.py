@@ -20,6 +20,8 @@ _OPTIONAL = {
     "tensorboard": "TensorBoard events",
     "tensorflow-datasets": "data sets by TFDS name",
     "array_record": "reading prepared TFDS sets",
+    "librosa": "speech data, Griffin-Lim",
+    "soundfile": "wav files",
     "tensorflow": "preparing TFDS sets, once",
 }
 

@@ -1,9 +1,9 @@
 """Judges a run: one row a sampler, between the rows of held-out data (floor) and noise (ceiling).
 
 Images (and tokens that are pixels) are judged in the features of a classifier trained on the real
-training images; bridges also by their distance to the truth; token models by their bound on held-out
-data beside histogram baselines, and other models too where they have a likelihood bound. Times are of
-the second call, without compilation.
+training images, or of a fixed bank of filters where these have no classes; bridges also by their distance to the truth, speech by that of its spectrograms to the
+recordings; token models by their bound on held-out data beside histogram baselines, and other models
+too where they have a likelihood bound. Times are of the second call, without compilation.
 """
 
 import math
@@ -15,7 +15,9 @@ import jax
 import numpy as np
 
 from diffusion_jax import run as runs
-from diffusion_jax.evaluation.image_metrics import psnr
+from diffusion_jax.evaluation import speech
+from diffusion_jax.evaluation.filter_bank import feature_count
+from diffusion_jax.evaluation.image_metrics import restoration
 from diffusion_jax.evaluation.quality import ImageQuality, noise_images
 from diffusion_jax.evaluation.report import markdown_table
 from diffusion_jax.evaluation.text_metrics import (
@@ -155,18 +157,24 @@ def judge(run: runs.Run, *, cache=None, **overrides: Any) -> dict[str, Any]:
             raise ValueError(f"sampler {label!r} is named twice")
         drawn[label], seconds = timed(run, batch, key, sampler, options["batch_size"])
         rows.append({"sampler": name, "nfe": sampler.nfe, "seconds_per_1000": seconds})
-    if run.spec.show in ("image", "pixels") and run.spec.num_classes:
+    if _has_features(run.spec, min(len(train), len(test), num)):
         rows += _judge_images(run, train, held_out, batch, drawn, rows, options, cache)
     elif run.spec.kind == "tokens":
         reference = held_out["tokens"]
         for row, samples in zip(rows, drawn.values()):
             row["bigram_divergence"] = ngram_divergence(samples, reference)
-    if "source" in batch:
-        truth, source = batch[run.spec.kind], batch["source"]
-        degraded = float(psnr(source, truth, data_range=2.0).mean())
+    if run.spec.show == "mel":
+        rows += _judge_speech(run, train, held_out, batch, drawn, rows)
+    if "source" in batch and run.spec.kind == "image":
+        truth = batch[run.spec.kind]
+        degraded = restoration(batch["source"], truth, data_range=2.0)
         for row, samples in zip(rows, drawn.values()):
-            row["psnr"] = float(psnr(np.clip(samples, -1.0, 1.0), truth, data_range=2.0).mean())
-            row["psnr_gain"] = row["psnr"] - degraded
+            found = restoration(np.clip(samples, -1.0, 1.0), truth, data_range=2.0)
+            row.update(psnr=found["psnr"], ssim=found["ssim"])
+            row["psnr_gain"] = row["psnr"] - degraded["psnr"]
+        for row in rows[len(drawn) :]:
+            if row["sampler"] == "source":
+                row.update(psnr=degraded["psnr"], ssim=degraded["ssim"])
     likelihood = None
     if run.spec.kind == "tokens":
         nats, error = bound(run, held_out, options["draws"], options["seed"])
@@ -189,29 +197,65 @@ def judge(run: runs.Run, *, cache=None, **overrides: Any) -> dict[str, Any]:
     return {"rows": rows, "samples": drawn, "batch": batch, "likelihood": likelihood}
 
 
+def _has_features(spec, count: int) -> bool:
+    """Whether there is a feature space for the samples, and are enough of them for it."""
+    if spec.show not in ("image", "pixels", "mel"):
+        return False
+    if spec.num_classes:
+        return True
+    return spec.show == "image" and min(spec.shape[:2]) >= 4 and count > feature_count(spec.shape)
+
+
 def _judge_images(run, train, held_out, batch, drawn, rows, options, cache):
     """Fills the rows with image figures; returns the floor and ceiling rows."""
     every = train.take(np.arange(len(train)))
+    classes = run.spec.num_classes
     quality = ImageQuality(
         runs.as_images(run.spec, every[run.spec.kind]),
-        every["label"],
+        every["label"] if classes else None,
         jax.random.key(options["judge_seed"]),
         cache=cache,
     )
     real = runs.as_images(run.spec, held_out[run.spec.kind])
     noise = noise_images(jax.random.key(options["judge_seed"] + 1), len(real), real.shape[1:])
-    sets = {
-        name: (runs.as_images(run.spec, samples), batch["label"]) for name, samples in drawn.items()
-    }
+    asked, known = (part["label"] if classes else None for part in (batch, held_out))
+    sets = {name: (runs.as_images(run.spec, samples), asked) for name, samples in drawn.items()}
     if "source" in batch:
-        sets["source"] = (batch["source"], batch["label"])
-    sets["held-out data"] = (real, held_out["label"])
-    sets["noise"] = (noise, held_out["label"])
+        sets["source"] = (batch["source"], asked)
+    sets["held-out data"] = (real, known)
+    sets["noise"] = (noise, known)
     judged = {row.pop("name"): row for row in quality.compare(sets)}
     for row, name in zip(rows, drawn):
         row.update(judged[name])
     references = [name for name in judged if name not in drawn]
     return [{"sampler": name, "nfe": None, **judged[name]} for name in references]
+
+
+def _judge_speech(run, train, held_out, batch, drawn, rows):
+    """Fills the rows of samples, and the held-out data's, with distances of spectrograms."""
+    audio, kind = run.spec.audio, run.spec.kind
+    reference = train.take(np.arange(len(train)))
+    reference = speech.utterance_features(reference[kind], audio, reference["frames"])
+    for row, samples in zip(rows, drawn.values()):
+        found = speech.mel_distances(
+            samples, batch[kind], audio, truth_frames=np.asarray(batch["frames"])
+        )
+        row.update({name: float(values.mean()) for name, values in found.items()})
+        features = speech.utterance_features(samples, audio)
+        row["utterance_frechet"] = _utterance_frechet(features, reference)
+    real = speech.utterance_features(held_out[kind], audio, held_out["frames"])
+    distance = _utterance_frechet(real, reference)
+    for row in rows[len(drawn) :]:
+        if row["sampler"] == "held-out data":
+            row["utterance_frechet"] = distance
+            return []
+    return [{"sampler": "held-out data", "nfe": None, "utterance_frechet": distance}]
+
+
+def _utterance_frechet(features, reference):
+    """None where utterances are too few for a covariance."""
+    enough = min(len(features), len(reference)) > features.shape[1]
+    return speech.utterance_frechet(features, reference) if enough else None
 
 
 COLUMNS = {
@@ -223,6 +267,11 @@ COLUMNS = {
     "accuracy": "class accuracy",
     "psnr": "PSNR (dB)",
     "psnr_gain": "gain over source (dB)",
+    "ssim": "SSIM",
+    "mel_l1": "mel L1 (nats)",
+    "mcd": "MCD (dB)",
+    "frames_error": "duration error",
+    "utterance_frechet": "utterance distance",
     "nats_per_token": "nats per token",
     "bits_per_dim": "bits per dimension",
     "bigram_divergence": "bigram divergence",

@@ -25,6 +25,7 @@ from diffusion_jax.evaluation.grids import (
     tokens_to_images,
     trajectory_strip,
 )
+from diffusion_jax.evaluation.speech import captions, mel_images, spectrogram_grid
 from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.samplers import ModelStatistics, model_statistics
 from diffusion_jax.training import (
@@ -278,8 +279,11 @@ def measure_statistics(
 
 def first_conditions(source: Source, num: int) -> dict[str, np.ndarray]:
     """The first `num` examples of a source as conditions (labels, sources), over and over if short."""
-    rows = np.arange(num) % len(source)
-    return source.take(rows) | {"index": np.arange(num, dtype=np.int32)}
+    return _conditions_of(source, np.arange(len(source)), num)
+
+
+def _conditions_of(source: Source, rows: np.ndarray, num: int) -> dict[str, np.ndarray]:
+    return source.take(np.resize(rows, num)) | {"index": np.arange(num, dtype=np.int32)}
 
 
 def conditions(
@@ -288,16 +292,26 @@ def conditions(
     """What `num` samples are drawn under.
 
     Labels go round all classes, or are all `label`; a bridge takes the sources of `split` (and then
-    "image" holds the truth).
+    "image" holds the truth), a speech model its texts and speakers (those of `label`; and "points"
+    holds the truth).
 
     Raises:
-      ValueError: num below 1, or a label the model does not have.
+      ValueError: num below 1, or a label that the model, or the split, does not have.
     """
     if num < 1:
         raise ValueError(f"num must be positive, got {num}")
     spec = run.spec
     if "source" in spec.elements:
         return first_conditions(run.source(split), num)
+    if spec.show == "mel":
+        source = run.source(split)
+        rows = np.arange(len(source))
+        if label is not None:
+            labels = source.take(rows)["label"] if "label" in spec.elements else rows * 0 - 1
+            rows = rows[labels == label]
+        if not len(rows):
+            raise ValueError(f"no example of split {split!r} has the label {label}")
+        return _conditions_of(source, rows, num)
     batch = {"index": np.arange(num, dtype=np.int32)}
     if spec.num_classes:
         if label is not None and not 0 <= label < spec.num_classes:
@@ -355,7 +369,10 @@ def draw(
 
 
 def as_images(spec: DataSpec, values: np.ndarray) -> np.ndarray:
-    """Images `[N, H, W, C]` float in [-1, 1] of an image model, or of a model of pixel tokens."""
+    """Images `[N, H, W, C]` float in [-1, 1] of an image model, or of a model of pixel tokens; the
+    spectrograms of a speech model as `[N, T, M, 1]`."""
+    if spec.show == "mel":
+        return values[..., None]
     if spec.show != "pixels":
         return values
     levels = np.asarray(values, np.float32) * (2.0 / (spec.vocab_size - 1)) - 1.0
@@ -363,7 +380,9 @@ def as_images(spec: DataSpec, values: np.ndarray) -> np.ndarray:
 
 
 def _visible(spec: DataSpec, values: np.ndarray) -> np.ndarray:
-    """Like `as_images`, with masked pixels in a colour of their own; any leading axes."""
+    """Like `as_images`, with masked pixels in a colour of their own, and spectrograms in colours."""
+    if spec.show == "mel":
+        return mel_images(values)
     if spec.show != "pixels":
         return values
     if spec.grid[-1] != 1:
@@ -378,6 +397,8 @@ def picture(spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any]) -> An
     if spec.show is None:
         return {}
     shown = {"samples": _visible(spec, samples)}
+    if spec.show == "mel":
+        return shown | {"truth": _visible(spec, np.asarray(batch[spec.kind]))}
     if "source" in batch:
         shown |= {"source": np.asarray(batch["source"]), "truth": np.asarray(batch[spec.kind])}
     return shown
@@ -386,7 +407,10 @@ def picture(spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any]) -> An
 def grid_of(
     spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any], columns=None
 ) -> np.ndarray:
-    """One picture of image samples; a bridge's beside its sources and the truth."""
+    """One picture of image samples; a bridge's beside its sources and the truth, speech below it."""
+    if spec.show == "mel":
+        sets = {"truth": np.asarray(batch[spec.kind]), "sample": samples}
+        return spectrogram_grid(sets, captions(spec, batch), columns=columns or 5)
     shown = picture(spec, samples, batch)
     if "source" not in shown:
         columns = columns or (spec.num_classes if spec.num_classes else None)

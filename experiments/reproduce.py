@@ -3,7 +3,7 @@
 Trains the paper's config (or goes on with a run that stands), samples it with the samplers that the
 claim compares, over several seeds, and prints claim, measured figures and verdict; `results.json` in
 the paper's folder holds the rows. `--scale=cpu` is the small twin that two cores can train in minutes,
-`--scale=full` the paper's own config.
+`--scale=full` the paper's own config. `--config.section.field=value` changes fields of its configs.
 
 A folder's module `claim` says TITLE, CLAIM, CONFIGS (scale -> config module), `verdicts(rows)`, and
 either SAMPLERS, which are judged on the trained run, or `measure(options) -> rows` where the claim
@@ -21,7 +21,7 @@ import sys
 from typing import Any
 
 import experiments
-from diffusion_jax import evaluation, judge
+from diffusion_jax import builder, commands, evaluation, judge
 from diffusion_jax import run as runs
 from diffusion_jax.registry import closest
 from diffusion_jax.training.runfolder import versions
@@ -39,6 +39,8 @@ class Options:
       workdir: folder where runs are kept.
       seeds: number of sampling seeds.
       num: samples a seed, or None for the claim's own number.
+      home: folder of the results, for pictures beside them.
+      overrides: `--config.section.field=value` of the command, which `config` has had.
     """
 
     scale: str
@@ -46,6 +48,12 @@ class Options:
     workdir: pathlib.Path
     seeds: int
     num: int | None
+    home: pathlib.Path = pathlib.Path()
+    overrides: tuple[str, ...] = ()
+
+    def load(self, module: str, argument: str = ""):
+        """The config of a module, with the command's overrides; `argument` is that of its function."""
+        return load(module, self.overrides, argument)
 
     @property
     def classifier(self) -> pathlib.Path:
@@ -54,7 +62,17 @@ class Options:
 
 
 def _data_name(config) -> str:
-    return str(config.data.get("dataset", config.data.name))
+    named = ("dataset", "data", "name")  # pairs are named by the images they are made of
+    return str(next(config.data[field] for field in named if field in config.data))
+
+
+def load(module: str, overrides=(), argument: str = ""):
+    """The config of a module with overrides. Raises `commands.UsageError` for one that does not fit."""
+    found = importlib.import_module(module)
+    if not overrides:
+        return found.get_config(*([argument] if argument else []))
+    file = f"{found.__file__}:{argument}" if argument else found.__file__
+    return commands.load_config([f"--config={file}", *overrides])
 
 
 def papers() -> list[str]:
@@ -130,19 +148,36 @@ def main(argv=None) -> int:
         "--num", type=int, help="samples a seed (default: as many as held-out data)"
     )
     parser.add_argument("--out", help="results file (default: in the paper's folder)")
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = tuple(value for value in rest if value.startswith("--config."))
+    if len(overrides) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(v for v in rest if v not in overrides)}")
     if arguments.paper not in papers():
         parser.error(f"unknown paper {arguments.paper!r}{closest(arguments.paper, papers())}")
     claim = importlib.import_module(f"experiments.{arguments.paper}.claim")
-    config = importlib.import_module(claim.CONFIGS[arguments.scale]).get_config()
+    try:
+        config = load(claim.CONFIGS[arguments.scale], overrides)
+    except commands.UsageError as error:
+        parser.error(str(error))
     if arguments.num:
         config.evaluate.num = arguments.num
     print(f"{claim.TITLE}\nclaim: {claim.CLAIM}", flush=True)
+    home = pathlib.Path(experiments.__path__[0]) / arguments.paper
+    out = pathlib.Path(arguments.out) if arguments.out else home / "results.json"
     options = Options(
-        arguments.scale, config, pathlib.Path(arguments.workdir), arguments.seeds, arguments.num
+        arguments.scale,
+        config,
+        pathlib.Path(arguments.workdir),
+        arguments.seeds,
+        arguments.num,
+        out.parent,
+        overrides,
     )
     if hasattr(claim, "measure"):
-        rows = claim.measure(options)
+        try:
+            rows = claim.measure(options)
+        except builder.ConfigError as error:
+            parser.error(str(error))
     else:
         module = claim.CONFIGS[arguments.scale]
         run = trained(config, options.workdir, run_name(module))
@@ -157,8 +192,6 @@ def main(argv=None) -> int:
     )
     table += "\n" + evaluation.markdown_table(verdicts, ["statement", "measured", "holds"])
     print(table)
-    home = pathlib.Path(experiments.__path__[0]) / arguments.paper
-    out = pathlib.Path(arguments.out) if arguments.out else home / "results.json"
     evaluation.write_json(
         out,
         {

@@ -18,7 +18,7 @@ MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))
 LAYERS = (
     {"__init__", "typing", "numerics", "registry", "array_files"},
     {"processes", "oracles", "data"},
-    {"denoisers"},
+    {"denoisers", "fields"},
     {"objectives", "samplers", "guidance", "networks"},
     {"methods"},
     {"training", "evaluation", "interop"},
@@ -26,7 +26,7 @@ LAYERS = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 CORE = {"typing", "numerics", "registry", "array_files", "processes", "oracles", "denoisers"}
-CORE |= {"objectives", "samplers", "guidance", "methods"}
+CORE |= {"fields", "objectives", "samplers", "guidance", "methods"}
 
 
 def part_of(path):
@@ -87,6 +87,8 @@ def test_third_party_imports_stay_where_they_belong(path):
         "grain": {"data"},
         "array_record": {"data"},
         "sklearn": {"data"},
+        "librosa": {"data", "evaluation"},
+        "soundfile": {"data"},
         "torch": {"interop"},
         "matplotlib": {"evaluation"},
         "diffrax": {"samplers"},
@@ -99,6 +101,8 @@ def test_third_party_imports_stay_where_they_belong(path):
         "grain",
         "array_record",
         "sklearn",
+        "librosa",
+        "soundfile",
         "matplotlib",
         "PIL",
         "torch",

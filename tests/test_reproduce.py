@@ -58,6 +58,32 @@ def test_an_unknown_paper_is_named(capsys):
     assert "did you mean 'dpm_solver_v3'" in capsys.readouterr().err
 
 
+def test_overrides_reach_the_configs_of_a_claim():
+    module = "configs.speech.bridge_tts_digits"
+    config = reproduce.load(
+        module, ("--config.train.steps=7", "--config.data.root=here"), "encoder"
+    )
+    assert (config.train.steps, config.data.root, config.method.trains) == (7, "here", "encoder")
+    assert reproduce.load(module).method.trains == "decoder"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["deis", "--config.train.stepz=7"], "unknown config field 'config.train.stepz'"),
+        (["deis", "--step=7"], "unrecognized arguments: --step=7"),
+        (["bridge_tts"], "name the folder by --config.data.root=FOLDER, or rehearse"),
+        (["bridge_tts", "--config.data.root=nowhere"], "root='nowhere' does not exist"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("DIFFUSION_JAX_DATA", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        reproduce.main([*arguments, f"--workdir={tmp_path}", f"--out={tmp_path / 'out.json'}"])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_claim_from_training_to_tables(tmp_path, monkeypatch):
     """The whole path on a model of a few steps; no claim is expected to hold."""
@@ -65,6 +91,7 @@ def test_a_claim_from_training_to_tables(tmp_path, monkeypatch):
     module = importlib.import_module(claim.CONFIGS["cpu"])
     config = module.get_config()
     config.train.update(steps=4, batch_size=16, sample_every=0, progress=False, tensorboard=False)
+    config.train.optimizer.schedule.warmup_steps = 1
     monkeypatch.setattr(module, "get_config", lambda: config)
     out = tmp_path / "results.json"
     arguments = [f"--workdir={tmp_path / 'runs'}", f"--out={out}", "--seeds=2", "--num=60"]

@@ -1,0 +1,71 @@
+"""Configs name what exists; those of full scale are built and traced on a few pictures."""
+
+import importlib
+import inspect
+import pkgutil
+
+import jax
+import numpy as np
+import pytest
+
+import configs
+from diffusion_jax import builder, registry
+from diffusion_jax.methods.base import Context
+from diffusion_jax.run import train_config
+
+MODULES = sorted(
+    m.name
+    for m in pkgutil.walk_packages(configs.__path__, "configs.")
+    if not m.ispkg and m.name not in ("configs.common", "configs.restoration")
+)
+FOLDERS = (
+    "configs.dbim.imagenet_inpainting",
+    "configs.ddbm.diode",
+    "configs.ddbm.edges2handbags",
+    *(m for m in MODULES if m.startswith(("configs.cdbm.", "configs.i2sb."))),
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_config_names_what_exists(module):
+    found = importlib.import_module(module)
+    assert "--config=" + module.replace(".", "/") + ".py" in found.__doc__
+    config = found.get_config()
+    builder.check_sections(config)
+    for kind in ("data", "process", "network", "method"):
+        if kind not in config:
+            continue
+        name, options = builder.section(config, kind)
+        takes = inspect.signature(registry.get(kind, name)).parameters
+        if not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
+            assert set(options) <= set(takes), kind
+    train_config(config)
+
+
+@pytest.mark.parametrize("module", FOLDERS)
+def test_bridges_of_full_scale_from_files_to_losses(module, tmp_path):
+    """Shapes alone: nothing of this size runs in a test."""
+    PIL = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 32, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / ("train", "test")[i % 2] / f"class{i // 4}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.fromarray(image).save(path)
+    config = importlib.import_module(module).get_config()
+    config.data.root = str(tmp_path)
+    source = builder.build_data(config, "train")
+    size = config.data.size
+    assert source.spec.shape == source.spec.elements["source"].shape == (size, size, 3)
+    built = builder.build_method(config, source.spec)
+    batch = source.take(np.arange(2)) | {"index": np.arange(2, dtype=np.int32)}
+    key = jax.random.key(0)
+    params = jax.eval_shape(built.method.init, key, batch)
+    loss = lambda p, b: built.method.loss(p, key, b, Context(batch_size=2))
+    value, metrics = jax.eval_shape(loss, params, batch)
+    assert {value.shape, *(m.shape for m in metrics.values())} == {()}
+    drawn = jax.eval_shape(lambda p, b: built.method.sample(p, key, b), params, batch)
+    assert drawn.shape == batch["image"].shape
+    for options in config.evaluate.samplers:
+        name = options["name"]
+        rest = {k: v for k, v in options.items() if k != "name"}
+        assert built.method.build_sampler(name, **rest).nfe == options["nfe"]
