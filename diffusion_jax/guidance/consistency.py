@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.denoisers import evaluate
-from diffusion_jax.guidance.transforms import _inner
 from diffusion_jax.numerics import expand, pytree_dataclass, static
 from diffusion_jax.processes.bridge_steps import ode_step
 from diffusion_jax.registry import check_choice
@@ -42,7 +41,7 @@ class bridge_consistency:
 
     def at(self, x, point):
         """h(x, t) `[B, ...]` at a point of the schedule."""
-        x0_hat = _inner(self.denoise, x, point)
+        x0_hat, _ = evaluate(self.denoise, x, point)
         end = self.process.point(self.process.t_min if self.t_end is None else self.t_end)
         noisy = jnp.asarray(point["c"]) > 0
         safe = {**point, "c": jnp.where(noisy, point["c"], 1.0)}

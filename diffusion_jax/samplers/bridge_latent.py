@@ -45,7 +45,7 @@ from diffusion_jax.samplers.linear import (
     Pinned,
     Rows,
     Y,
-    _prepare,
+    check_x_init,
     register_form,
 )
 from diffusion_jax.samplers.scan import Sampler
@@ -167,7 +167,7 @@ def dbim_encode(
 def _source_and_data(x):
     if not isinstance(x, Pinned):
         raise ValueError("dbim_encode needs x_init = Pinned(source, x0)")
-    return _prepare(x)
+    return check_x_init(x)
 
 
 def interpolate_latents(z0, z1, weights, kind: str = "slerp"):

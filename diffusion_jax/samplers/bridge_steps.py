@@ -14,8 +14,9 @@ import itertools
 import numpy as np
 
 from diffusion_jax.processes import BridgeProcess, SDEBridge
+from diffusion_jax.processes.bridge_steps import ode_step
 from diffusion_jax.registry import check_choice
-from diffusion_jax.samplers.linear import SRC, A, D, Form, Pinned, Rows, X, Y, Z, _prepare
+from diffusion_jax.samplers.linear import SRC, A, D, Form, Pinned, Rows, X, Y, Z, check_x_init
 from diffusion_jax.samplers.scan import Sampler
 
 BOOT_GAP = 1e-3  # of the paper's clock: how far below the source DBIM's boot lands
@@ -67,8 +68,8 @@ def check_noise(process, points, instead: str = "start below the source") -> Non
 
 def first_order(here, there, w: float = 0.0) -> Form:
     """The mean of (2) from the point `here` to the point `there`."""
-    k = np.sqrt(max(there["c"] ** 2 - w**2, 0.0)) / here["c"]
-    return k * Y + (there["b"] - k * here["b"]) * D + (there["a"] - k * here["a"]) * SRC
+    kept = np.sqrt(max(there["c"] ** 2 - w**2, 0.0)) if w else there["c"]
+    return ode_step(Y, D, SRC, here, {**there, "c": kept})
 
 
 def booted(process, there, booting: str, **options) -> Rows:
@@ -90,13 +91,13 @@ def _source_alone(x):
             "this sampler draws its booting noise: x_init is the source alone; "
             "booting='given' takes Pinned(source, noise)"
         )
-    return _prepare(x)
+    return check_x_init(x)
 
 
 def _source_and_noise(x):
     if not isinstance(x, Pinned):
         raise ValueError("booting='given' needs x_init = Pinned(source, noise)")
-    return _prepare(x)
+    return check_x_init(x)
 
 
 def expecting(sampler: Sampler, booting: str) -> Sampler:

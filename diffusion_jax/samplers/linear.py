@@ -156,7 +156,7 @@ class Rows:
             xs=xs,
             start=start,
             nfe=len(self.rows),
-            prepare=_prepare,
+            prepare=check_x_init,
             stochastic=structure.noise is not None or drawn_at_start,
             order=order,
             name=name,
@@ -234,7 +234,8 @@ def _compress(rows: Rows):
     return structure, scalars, tuple(arrays), draws
 
 
-def _prepare(x):
+def check_x_init(x):
+    """x_init as JAX arrays. Raises ValueError unless it holds floats, of one shape in a `Pinned`."""
     leaves = jax.tree.leaves(x)
     if not leaves:
         raise ValueError("x_init holds no array")

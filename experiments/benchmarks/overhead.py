@@ -38,7 +38,7 @@ import diffusion_jax as dj
 from diffusion_jax.data.pipeline import Pipeline
 from diffusion_jax.data.source import ArraySource, DataSpec, Element
 from diffusion_jax.evaluation import markdown_table
-from diffusion_jax.methods import Context, score
+from diffusion_jax.methods import Context, bridge, score
 from diffusion_jax.training import TrainConfig, Trainer
 
 
@@ -56,15 +56,29 @@ def paired(first, second, repeats):
     return statistics.median(times[0]), statistics.median(times[1]), ratio
 
 
-def network(shape=(16, 16, 3), depth=4):
-    """A DiT of about 0.7M parameters a block, its method, and parameters for images of `shape`."""
+def network(shape=(16, 16, 3), depth=4, pairs=False):
+    """A DiT of about 0.7M parameters a block, its method, and parameters for images of `shape`.
+
+    The method is a score model, for `pairs` a bridge.
+    """
     images = np.random.default_rng(0).uniform(-1, 1, (256, *shape)).astype(np.float32)
-    spec = DataSpec("image", {"image": Element(shape, "float32")}, show="image")
-    source = ArraySource({"image": images}, spec)
-    module = dj.networks.DiT(patch_size=4, width=192, depth=depth, heads=4)
-    method = score(
-        dj.processes.VP(), module, source.spec, parameterization="eps", weighting="eps", clip=False
+    names = ("image", "source") if pairs else ("image",)
+    spec = DataSpec("image", {name: Element(shape, "float32") for name in names}, show="image")
+    source = ArraySource({name: images for name in names}, spec)
+    module = dj.networks.DiT(
+        patch_size=4, width=192, depth=depth, heads=4, source_channels=shape[-1] if pairs else 0
     )
+    if pairs:
+        method = bridge(dj.processes.VPBridge(), module, source.spec, clip=False)
+    else:
+        method = score(
+            dj.processes.VP(),
+            module,
+            source.spec,
+            parameterization="eps",
+            weighting="eps",
+            clip=False,
+        )
     params = jax.jit(method.init)(jax.random.key(0), source.spec.zeros(2))
     return module, method, params, source
 
@@ -80,36 +94,48 @@ SAMPLERS = (
     "edm_heun",
     "sde_dpmpp_2m",
 )
+BRIDGE_SAMPLERS = (
+    "dbim",
+    "dbim_2",
+    "dbim_3",
+    "bridge_tts",
+    "bridge_tts_ode",
+    "i2sb",
+    "bridge_euler",
+    "bridge_ode",
+    "consistency_bridge",
+)
 
 
-def sampler_cost(repeats, batch=16, nfe=10):
-    """Each sampler over the bare network chained in a scan."""
-    module, method, params, source = network(depth=8)
+def sampler_cost(repeats, pairs=False, batch=16, nfe=10):
+    """Each sampler of score models, or of bridges, over the bare network chained in a scan."""
+    module, method, params, source = network(depth=8, pairs=pairs)
     x = jax.random.normal(jax.random.key(1), (batch, *source.spec.shape))
     key = jax.random.key(2)
     times = jnp.linspace(1.0, 0.01, nfe)
+    given = {"source": x} if pairs else {}
 
     @jax.jit
-    def bare(params, x):
+    def bare(params, x, given):
         def body(x, t):
-            return module.apply({"params": params}, x, t), None
+            return module.apply({"params": params}, x, t, **given), None
 
         return jax.lax.scan(body, x, times)[0]
 
     count = sum(v.size for v in jax.tree.leaves(params))
-    rows = []
-    extra = {
-        "edm_heun": {"t_end": None},
-        "dpm_solver_v3": {"statistics": some_statistics(method, source.spec.shape)},
-    }
-    for name in SAMPLERS:
+    rows, extra = [], {"edm_heun": {"t_end": None}}
+    if not pairs:
+        extra["dpm_solver_v3"] = {"statistics": some_statistics(method, source.spec.shape)}
+    for name in BRIDGE_SAMPLERS if pairs else SAMPLERS:
         options = extra.get(name, {})
         sampler = method.build_sampler(name, nfe, **options)
-        denoise = method.denoiser(params, {})
+        denoise = method.denoiser(params, given)
         if sampler.nfe != nfe:
             raise AssertionError(f"{name} makes {sampler.nfe} calls, not {nfe}")
         ours, floor, ratio = paired(
-            lambda s=sampler, d=denoise: dj.sample(s, d, key, x), lambda: bare(params, x), repeats
+            lambda s=sampler, d=denoise: dj.sample(s, d, key, x),
+            lambda: bare(params, x, given),
+            repeats,
         )
         rows.append(("sampler", f"{name}, {count / 1e6:.1f}M parameters", ours, floor, ratio, 1.05))
     return rows
@@ -128,9 +154,9 @@ def hand_written(name):
     t = np.linspace(1.0, 1e-3, n + 1)
     barrier = jax.lax.optimization_barrier
     f32 = lambda *arrays: tuple(jnp.asarray(a, jnp.float32) for a in arrays)
-    if name == "dbim":
-        bridge = dj.processes.VPBridge()
-        sampler = dj.samplers.dbim(bridge, n, eta=0.0)
+    if name.startswith("dbim"):
+        order = int(name[5:] or 1)
+        sampler = dj.samplers.dbim(dj.processes.VPBridge(), n, eta=0.0, order=order)
         s = np.linspace(1.0 - 1e-3, 1e-4, n)
         integral = lambda t: 0.1 * t + t * t
         alpha, rho2 = np.exp(-integral(s) / 2), np.expm1(integral(s))
@@ -138,7 +164,23 @@ def hand_written(name):
         a, b = alpha / alpha1 * rho2 / total, alpha * (total - rho2) / total
         c = alpha * np.sqrt(rho2 * (total - rho2) / total)
         k = c[1:] / c[:-1]
-        table = f32(k, b[1:] - k * b[:-1], a[1:] - k * a[:-1], s[:-1])
+        past = np.zeros((order, n - 1))  # weights of the last predictions, newest first
+        past[0] = b[1:] - k * b[:-1]
+        lam = np.log(b / c)
+        for i in range(1, n - 2):  # Newton's polynomial through them; first and last step: order 1
+            if order == 1:
+                break
+            h, count = lam[i + 1] - lam[i], min(order, i + 1)
+            nodes = lam[i - count + 1 : i + 1][::-1]
+            for j, unit in enumerate(np.eye(count)):
+                slope = np.diff(unit) / np.diff(nodes)
+                bend = (slope[1] - slope[0]) / (nodes[2] - nodes[0]) if count == 3 else 0.0
+                first_derivative = slope[0] + bend * (nodes[0] - nodes[1])
+                past[j, i] += b[i + 1] * (
+                    first_derivative * (np.exp(-h) + h - 1.0)
+                    + 2.0 * bend * (0.5 * h * h - h + 1.0 - np.exp(-h))
+                )
+        table = f32(k, a[1:] - k * a[:-1], s[:-1], past.T)
         first = f32(a[0], b[0], c[0])
 
         class Denoise:
@@ -154,11 +196,15 @@ def hand_written(name):
             z = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
             y = first[0] * x + first[1] * barrier(1.0 * x) + first[2] * z
 
-            def body(y, row):
-                k, d, source, t = row
-                return k * y + d * barrier(t * y) + source * x, None
+            def body(carry, row):
+                y, *old = carry
+                k, source, t, weights = row
+                known = [barrier(t * y), *old]
+                mixed = sum(w * value for w, value in zip(weights, known, strict=True))
+                return (k * y + mixed + source * x, *known[: order - 1]), None
 
-            return jax.lax.scan(body, y, table)[0]
+            zeros = (jnp.zeros_like(x),) * (order - 1)
+            return jax.lax.scan(body, (y, *zeros), table)[0][0]
 
         return sampler, Denoise(), scan
     log_alpha = -0.25 * 19.9 * t**2 - 0.05 * t
@@ -207,7 +253,7 @@ def step_cost(repeats, shape=(64, 32, 32, 3)):
     """A sampler's own arithmetic over the same recurrence by hand, with a trivial model."""
     x, key = jax.random.normal(jax.random.key(0), shape), jax.random.key(1)
     rows = []
-    for name in ("ddim", "dpmpp_2m", "dbim"):
+    for name in ("ddim", "dpmpp_2m", "dbim", "dbim_2", "dbim_3"):
         sampler, denoise, scan = hand_written(name)
         scan = jax.jit(scan)
         difference = float(jnp.abs(dj.sample(sampler, denoise, key, x) - scan(x, key)).max())
@@ -316,6 +362,17 @@ def programs():
             make.dpm_solver_pp(dj.processes.VP(), 8, order=3, exact_d2=e) for e in (False, True)
         ],
         "bridge floats": [make.dbim(dj.processes.VPBridge(beta_d=b), 8) for b in (2.0, 1.5)],
+        "bridges": [make.dbim(p, 8) for p in (dj.processes.VPBridge(), dj.processes.GmaxBridge())],
+        "bridge eta": [make.dbim(dj.processes.VPBridge(), 8, eta=e) for e in (0.3, 0.6)],
+        "third-order bridge floats": [
+            make.dbim(dj.processes.VPBridge(beta_d=b), 8, order=3) for b in (2.0, 1.5)
+        ],
+        "bridge diffusion": [
+            make.bridge_euler(dj.processes.VPBridge(), 8, kappa=k) for k in (1.5, 2.0)
+        ],
+        "bridge temperature": [
+            make.bridge_tts(dj.processes.GmaxBridge(), 8, temperature=t) for t in (1.0, 2.0)
+        ],
     }
     rows = []
     for what, solvers in groups.items():
@@ -331,7 +388,8 @@ def measure(quick=False):
     """All rows: dictionaries with what, case, ours, floor, measured, goal and verdict."""
     repeats = 3 if quick else 9
     shape = (8, 16, 16, 3) if quick else (64, 32, 32, 3)
-    rows = programs() + step_cost(repeats, shape) + sampler_cost(repeats)
+    rows = programs() + step_cost(repeats, shape)
+    rows += sampler_cost(repeats) + sampler_cost(repeats, pairs=True)
     rows += train_cost(repeats) + compile_cost(repeats)
     names = ("what", "case", "ours", "floor", "measured", "goal")
     table = [dict(zip(names, row)) for row in rows]
