@@ -2,9 +2,9 @@
 
     python -m diffusion_jax train --config=configs/bridges/colorize.py --workdir=runs/colorize
 
-Hardware: 2 CPU cores. Time: about 7 minutes on one. At full scale: configs/ddbm/edges2handbags.py
-with other pairs. With `:cifar10` behind the file name, or another TFDS image set that is prepared,
-the pairs are made from it. Expected: EXPECT (experiments/bridges/results.md).
+Hardware: 2 CPU cores. Time: 4 minutes on one. At full scale: configs/ddbm/edges2handbags.py with
+other pairs. With `:cifar10` behind the file name, or another TFDS image set that is prepared, the
+pairs are made from it. Expected: the figures in experiments/bridges/results.md.
 """
 
 from configs import restoration

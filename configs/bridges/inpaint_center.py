@@ -2,10 +2,10 @@
 
     python -m diffusion_jax train --config=configs/bridges/inpaint_center.py --workdir=runs/inpaint_center
 
-Hardware: 2 CPU cores. Time: about 7 minutes on one. Full scale: configs/i2sb/inpaint_center.py,
+Hardware: 2 CPU cores. Time: 4 minutes on one. Full scale: configs/i2sb/inpaint_center.py,
 configs/dbim/imagenet_inpainting.py. With `:cifar10` behind the file name, or another TFDS image
-set that is prepared, the pairs are made from it. Expected: EXPECT
-(experiments/bridges/results.md).
+set that is prepared, the pairs are made from it. Expected: the figures in
+experiments/bridges/results.md.
 """
 
 from configs import restoration

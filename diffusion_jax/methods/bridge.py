@@ -91,7 +91,7 @@ def bridge(
 
     def plain(params, batch, train=False, key=None):
         bound = net.bind(params, batch, train, key)
-        source = _source(batch) if parameterization == "eps" else None
+        source = source_of(batch) if parameterization == "eps" else None
         statistics = sigma_data, sigma_source, covariance
         return Denoiser(bound, process, parameterization, *statistics, source)
 
@@ -101,7 +101,7 @@ def bridge(
             plain(params, batch, context.train, key),
             jax.random.fold_in(key, OBJECTIVE),
             batch[spec.kind],
-            _source(batch),
+            source_of(batch),
             times=draw_times,
             mask=batch["mask"] if masked else None,
             index=batch["index"],
@@ -117,21 +117,21 @@ def bridge(
             return denoise
         if "mask" not in batch:
             raise ValueError(f"an inpainting model needs masks; the batch has {sorted(batch)}")
-        return transforms.inpaint(denoise, _source(batch), batch["mask"])
+        return transforms.inpaint(denoise, source_of(batch), batch["mask"])
 
     return assemble(
         process,
         init,
         loss,
         denoiser,
-        lambda key, batch: _source(batch),
+        lambda key, batch: source_of(batch),
         sampler,
         nfe,
         sampler_options,
     )
 
 
-def _source(batch):
+def source_of(batch):
     if "source" not in batch:
         raise ValueError(f"a bridge starts at a source; the batch has {sorted(batch)}")
     return batch["source"]

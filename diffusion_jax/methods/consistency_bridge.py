@@ -28,7 +28,7 @@ from diffusion_jax import objectives
 from diffusion_jax.guidance.consistency import bridge_consistency, bridge_ode_map
 from diffusion_jax.guidance.transforms import clip as clip_transform
 from diffusion_jax.methods.base import OBJECTIVE, Method, assemble
-from diffusion_jax.methods.bridge import _source, bridge
+from diffusion_jax.methods.bridge import bridge, source_of
 from diffusion_jax.objectives import consistency as pieces
 from diffusion_jax.processes import BridgeProcess
 from diffusion_jax.registry import check_choice, register
@@ -142,7 +142,7 @@ def consistency_bridge(
         return denoise if raw else clipped(denoise)
 
     def loss(params, key, batch, context):
-        x0, x1 = batch[spec.kind], _source(batch)
+        x0, x1 = batch[spec.kind], source_of(batch)
         if target == "ema" and context.ema is None:
             raise ValueError("target 'ema' needs an average of the parameters: set train.ema")
         if distils and context.state is None:
@@ -180,7 +180,7 @@ def consistency_bridge(
         return losses.mean(), metrics | {"consistency_mse": aux["error"].mean()}
 
     def made(options):
-        start = lambda key, batch: _source(batch)
+        start = lambda key, batch: source_of(batch)
         return assemble(process, base.init, loss, denoiser, start, sampler, nfe, options)
 
     plain = made(sampler_options)

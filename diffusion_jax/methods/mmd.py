@@ -35,7 +35,6 @@ from diffusion_jax.methods.base import (
     sampling_denoiser,
 )
 from diffusion_jax.methods.score import score
-from diffusion_jax.numerics import pytree_dataclass
 from diffusion_jax.objectives.features import Features, build_features
 from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.scan import sample as run_sampler
@@ -119,7 +118,7 @@ def mmd(
         denoise = base.denoiser(params, batch)
         if clip:
             passes = saturation == "straight_through"
-            denoise = _ClipPassing(denoise) if passes else clip_transform(denoise)
+            denoise = clip_transform(denoise, straight_through=passes)
         noise = start(jax.random.fold_in(key, OBJECTIVE), batch)
         drawn = run_sampler(trained, denoise, None, noise, index=batch["index"], remat=remat)
         if bounded and saturation != "none":
@@ -144,16 +143,3 @@ def _clip(x):
 def _clip_passing(x):
     """Clipped to [-1, 1], with the gradient of the identity."""
     return x + jax.lax.stop_gradient(_clip(x) - x)
-
-
-@pytree_dataclass
-class _ClipPassing:
-    """A denoiser whose x0_hat is clipped with the gradient of the identity."""
-
-    denoise: Any
-
-    def at(self, x, point):
-        return _clip_passing(self.denoise.at(x, point))
-
-    def __call__(self, x, t):
-        return _clip_passing(self.denoise(x, t))

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.numerics import batch_size, expand
+from diffusion_jax.processes.bridge_steps import ode_step
 from diffusion_jax.registry import check_choice
 from diffusion_jax.samplers.bridge_steps import (
     BOOT_GAP,
@@ -74,17 +75,12 @@ def _chebyshev(low, high, tolerance):
     return weights
 
 
-def _from(x, step):
-    """A step with the form `x` in the place of Y."""
-    return step["y"] * x + Form({name: value for name, value in step.items() if name != "y"})
-
-
 def dbim_encode(
     process,
     num_steps: int | None = None,
     *,
     tolerance: float | None = None,
-    slope: float = 1.0,
+    slope: float = 2.0,
     order: int = 1,
     grid=None,
     t_start=None,
@@ -102,11 +98,12 @@ def dbim_encode(
       process: a bridge process.
       num_steps: network calls of the decoder, default 20, at least 2.
       tolerance: None takes the explicit step (2), `num_steps` calls in all. A number solves (3) until the
-        error of a step is that fraction of what it was at the explicit step: 1 plus at most
-        `log(tolerance / 2) / log tanh(h / 4)` calls a step. What a clipped x0_hat has cut off is not lost:
-        the decoder's step keeps k x_s.
-      slope: the largest eigenvalue of `b dD/dx` that the iteration is to bear (1: one Gaussian mode; more
-        between the modes of the data). Larger eigenvalues diverge, a larger slope costs calls.
+        error of a step is that fraction of what the explicit step leaves: `log(tolerance / 2) / log(rate)`
+        calls a step, where `(1 + rate)^2 / (1 - rate)^2 = 1 + slope (e^h - 1)`. What a clipped x0_hat has
+        cut off is not lost: the decoder's step keeps k x_s.
+      slope: the largest eigenvalue of `b dD/dx` that the iteration is to bear: 1 for one Gaussian mode, 1.1
+        and 2.1 at most on trained models of digits and of Fashion-MNIST, more between the modes of data
+        that fall apart. Beyond it the iteration diverges; a larger slope costs calls.
       order: 1, or 2 for step (2) with the difference of the last two predictions (the multistep formula of
         `dbim`, climbing); the code of the exact flow sooner, not that of a first-order decoder.
       grid, t_start, t_end: the decoder's own, from just below t = 1 down to t_min; see `dbim`.
@@ -155,7 +152,7 @@ def dbim_encode(
                 if j < len(weights) - 1:
                     rows.add(there, x, A, increment=change)
                 elif i < last:
-                    ahead = _from(x, first_order(there, points[i + 2]))
+                    ahead = ode_step(x, D, SRC, there, points[i + 2])
                     rows.add(there, ahead, x, **still)
                 else:
                     rows.add(there, SRC, x, **still)

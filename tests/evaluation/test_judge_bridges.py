@@ -13,7 +13,7 @@ def untrained(tmp_path, **data):
     """A run whose network gives 0: its x0_hat is the state itself, its samples are the source."""
     pairs = {"name": "paired", "data": "photos", "size": 8, "stride": 8, "corruption": "blur"}
     config = restoration.i2sb(pairs | data, beta_max=0.3)
-    config.network.update(width=8, depth=1)
+    config.network.update(channels=4, channel_mults=(1, 1))
     source = builder.build_data(config, "train")
     built = builder.build_method(config, source.spec)
     params = built.method.init(jax.random.key(0), source.spec.zeros(2))

@@ -113,13 +113,13 @@ def test_calls_of_an_encoder():
     """Those of the decoder when explicit; a bound that follows from the log-SNR step when implicit."""
     process = BRIDGES["vp"]
     assert dbim_encode(process).nfe == dbim_encode(process, 20).nfe == dbim(process).nfe == 20
-    encoder = dbim_encode(process, 20, tolerance=1e-6)
+    encoder = dbim_encode(process, 20, tolerance=1e-6, slope=1.0)
     lam = np.asarray(process.lam(dbim(process, 20).xs["next"]["t"]))
     rates = np.tanh(np.diff(lam) / 4.0)
     counts = np.ceil(np.log(0.5e-6) / np.log(rates))
     assert encoder.nfe == 2 + counts.sum() and not encoder.stochastic
     assert (np.diff(encoder.times[:-1]) >= 0).all() and encoder.times[-1] == process.t_max
-    assert dbim_encode(process, 20, tolerance=1e-6, slope=2.0).nfe > encoder.nfe
+    assert dbim_encode(process, 20, tolerance=1e-6, slope=3.0).nfe > encoder.nfe
 
 
 def test_a_slope_for_data_of_several_modes(x64):
