@@ -42,7 +42,14 @@ def test_a_config_names_what_exists(module):
     train_config(config)
 
 
-@pytest.mark.parametrize("module", FOLDERS)
+# ten seconds each: three of different kinds in every run, the others in `make test-slow`
+_EVERY_RUN = ("configs.ddbm.edges2handbags", "configs.i2sb.super_resolution", "configs.cdbm.diode")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [m if m in _EVERY_RUN else pytest.param(m, marks=pytest.mark.slow) for m in FOLDERS],
+)
 def test_bridges_of_full_scale_from_files_to_losses(module, tmp_path):
     """Shapes alone: nothing of this size runs in a test."""
     PIL = pytest.importorskip("PIL.Image")

@@ -63,7 +63,8 @@ def test_process_names_build_processes():
         family = registry.entry("process", name).meta["family"]
         base = {
             "gaussian": processes.GaussianProcess,
-            "bridge": processes.BridgeProcess,
+            "bridge": processes.SDEBridge,
+            "interpolant": processes.BridgeProcess,
             "discrete": processes.DiscreteProcess,
             "bayesian_flow": processes.DiscreteBFN,
         }[family]

@@ -37,7 +37,7 @@ def get_config(stage: str = "decoder"):
             "encoder": {"width": 192, "depth": 6, "heads": 2, "duration_width": 256},
             "decoder": {
                 "name": "unet",
-                "channels": 64,
+                "channels": 52,
                 "channel_mults": (1, 2, 4),
                 "num_res_blocks": 1,
                 "heads": 4,

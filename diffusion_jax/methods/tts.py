@@ -296,8 +296,9 @@ def _method(process, module, spec, path: _Path, sampler, nfe, sampler_options, o
         drawn = run_sampler(chosen, denoise, walk_key, start, index=index, **more)
 
         def shown(x):
-            x = (x if shift is None else x + shift) / scale
-            return jnp.where(mask[..., None], x, SILENCE)
+            centre = 0.0 if shift is None else jnp.broadcast_to(shift, x.shape)
+            inside = jnp.broadcast_to(mask[..., None], x.shape)
+            return jnp.where(inside, (x + centre) / scale, SILENCE)
 
         return jax.tree.map(shown, drawn)
 

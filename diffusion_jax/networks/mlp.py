@@ -1,5 +1,6 @@
-"""MLP for points [B, D]: residual blocks modulated by time and label."""
+"""MLP for points [B, D], or images as points: residual blocks modulated by time and label."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -22,13 +23,14 @@ class MLP(nn.Module):
       width: of the residual stream and of the blocks.
       depth: number of residual blocks.
       dropout: rate inside the blocks.
-      out_features: of the output; None for D.
+      out_features: of the output; None for D. Images: None.
       num_classes: number of classes; None or 0 for an unconditional network.
       source_channels: last axis of the source, concatenated to x; 0 without source.
       time_features: number of sinusoidal time features.
       time_scale: factor on t, see `features.time_features`.
       dtype: compute dtype; parameters and output are float32.
-    Shapes: x float [B, D]; t real scalar or [B]; label int [B]; source float [B, source_channels].
+    Shapes: x float [B, D]; t real scalar or [B]; label int [B]; source float [B, source_channels]. Images
+      x [B, H, W, C] and source [B, H, W, source_channels] are flattened, and the output has x's shape.
     """
 
     width: int = 128
@@ -46,7 +48,7 @@ class MLP(nn.Module):
         """Evaluates the network; zero at initialisation.
 
         Returns:
-          float32 [B, out_features].
+          float32 [B, out_features], for images [B, H, W, C].
 
         Raises:
           ValueError: a field, a shape, a dtype or a condition does not fit, see `checks`.
@@ -54,10 +56,16 @@ class MLP(nn.Module):
         dtype = check_dtype("mlp", self.dtype)
         check_positive("mlp", width=self.width, depth=self.depth)
         check_rate("mlp", "dropout", self.dropout)
+        shape, layout = x.shape, "points" if x.ndim == 2 else "image"
+        if layout == "image" and self.out_features is not None:
+            raise ValueError(
+                f"mlp: out_features = {self.out_features} is for points, not for images"
+            )
         x, condition = enter(
-            self, "mlp", "points", x, t, label, source, train, width=self.width, dtype=dtype
+            self, "mlp", layout, x, t, label, source, train, width=self.width, dtype=dtype
         )
-        out_features = self.out_features or x.shape[-1] - self.source_channels
+        x = x.reshape(shape[0], -1)
+        out_features = self.out_features or math.prod(shape[1:])
         h = nn.Dense(self.width, dtype=dtype, name="input")(x)
         for i in range(self.depth):
             shift, scale = Modulation(
@@ -69,4 +77,5 @@ class MLP(nn.Module):
             b = nn.Dropout(self.dropout, name=f"block_{i}_dropout")(b, deterministic=not train)
             h = h + nn.Dense(self.width, kernel_init=zeros, dtype=dtype, name=f"block_{i}_out")(b)
         h = nn.silu(LayerNorm(dtype=dtype, name="output_norm")(h))
-        return OutputDense(out_features, dtype, name="output")(h)
+        h = OutputDense(out_features, dtype, name="output")(h)
+        return h if layout == "points" else h.reshape(shape)

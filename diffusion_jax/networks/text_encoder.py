@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
         dtype = self._check_fields()
         text, text_length, speaker = self._check_inputs(text, text_length, speaker)
         length = text.shape[1]
-        mask = jnp.arange(length) < text_length[:, None]
+        mask = jnp.arange(length)[None] < text_length[:, None]
         keep = mask[..., None].astype(dtype)
 
         h = Lookup(self.symbols + 1, self.width, self.width**-0.5, dtype, name="symbol")(text)

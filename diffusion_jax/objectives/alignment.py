@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 def valid(lengths: jax.Array, size: int) -> jax.Array:
     """bool `[B, size]`, True before each length: int `[B]`."""
-    return jnp.arange(size) < lengths[:, None]
+    return jnp.arange(size)[None] < lengths[:, None]
 
 
 def unit_gaussian_scores(mean: jax.Array, x: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def durations_of(index: jax.Array, symbols: int) -> jax.Array:
 def index_of(durations: jax.Array, size: int) -> jax.Array:
     """The symbol of each frame: int `[B, L]` -> int32 `[B, size]`, L beyond the end of the durations."""
     ends = jnp.cumsum(durations, axis=1)
-    return (ends[:, None, :] <= jnp.arange(size)[:, None]).sum(axis=-1, dtype=jnp.int32)
+    return (ends[:, None, :] <= jnp.arange(size)[None, :, None]).sum(axis=-1, dtype=jnp.int32)
 
 
 def at_symbols(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from diffusion_jax.data.source import DataSpec, Element
 from diffusion_jax.methods import Context
 from diffusion_jax.methods.tts import natural_scale, recorded_durations
 from diffusion_jax.networks import tts
-from diffusion_jax.processes import VP, BrownianBridge, GmaxBridge, VPBridge
+from diffusion_jax.processes import VP, GmaxBridge, VPBridge
 
 T, M, L, SPEAKERS = 12, 4, 4, 2
 SPEC = DataSpec(
@@ -86,16 +87,6 @@ class Case(NamedTuple):
     loss_and_slope: Any
 
 
-@functools.cache
-def case(name):
-    method, batch = build(name, trains="apart"), utterances(8)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(method.init, jax.random.key(0), batch))
-    rng = np.random.default_rng(0)
-    params = tree.unflatten([0.2 * rng.standard_normal(v.shape).astype(v.dtype) for v in leaves])
-    run = lambda p, key, batch: method.loss(p, key, batch, Context(batch_size=8))
-    return Case(method, batch, params, quick_jit(jax.value_and_grad(run, has_aux=True)))
-
-
 # What the methods compose, with networks that can be read
 
 
@@ -121,7 +112,7 @@ class Stub:
             text, _, speaker = arguments
             return self.encoded(text, speaker), jnp.zeros(text.shape)
         x, t, source, mask, _ = arguments
-        return self.decoded(x, t, source) * mask[..., None]
+        return self.decoded(x, jnp.broadcast_to(t, x.shape[:1]), source) * mask[..., None]
 
 
 PARAMS = {"encoder": {}, "decoder": {}}
@@ -143,6 +134,21 @@ class Linear(Stub):
             return jnp.asarray(table["mean"])[text], jnp.asarray(table["duration"])[text]
         x, _, source, mask, _ = arguments
         return (own["decoder"]["v"] * x + own["decoder"]["w"] * source) * mask[..., None]
+
+
+@functools.cache
+def case(name):
+    """One of the two with a real network: they share all that is compiled."""
+    real = name == "bridge_tts"
+    method, batch = build(name, module() if real else Linear(), trains="apart"), utterances(8)
+    params = Linear.params
+    if real:
+        leaves, tree = jax.tree.flatten(jax.eval_shape(method.init, jax.random.key(0), batch))
+        rng = np.random.default_rng(0)
+        noise = [0.2 * rng.standard_normal(v.shape).astype(v.dtype) for v in leaves]
+        params = tree.unflatten(noise)
+    run = lambda p, key, batch: method.loss(p, key, batch, Context(batch_size=8))
+    return Case(method, batch, params, quick_jit(jax.value_and_grad(run, has_aux=True)))
 
 
 @each
@@ -189,9 +195,8 @@ def test_what_each_stage_teaches(name):
     assert np.abs(gap).max() > 1e-3  # the decoder's gradient reaches the means
 
 
-@each
-def test_one_batch_is_learnt(name):
-    method, batch, _, run = case(name)
+def test_one_batch_is_learnt():
+    method, batch, _, run = case("bridge_tts")
     params = quick_jit(method.init)(jax.random.key(1), batch)
     optimizer = optax.adam(1e-2)
 
@@ -287,12 +292,12 @@ def test_recordings_are_aligned():
 # The laws of the two paths
 
 
-BRIDGES = [GmaxBridge(), VPBridge(19.99, 0.01, 1e-5, 1 - 1e-5), BrownianBridge(2.0, 1e-5, 1 - 1e-5)]
+BRIDGES = [GmaxBridge(), VPBridge(19.99, 0.01, 1e-5, 1 - 1e-5)]
 
 
 @pytest.mark.parametrize("process", BRIDGES, ids=lambda p: type(p).__name__)
 def test_bridge_reaches_the_closed_form(process):
-    """Data N(z + 1, 0.3^2) given z: the flow from z is known, and so is the law of the SDE's end."""
+    """Data N(z + 1, 0.3^2) given z: the flow from z is known; of the SDE's steps, how variances go on."""
     spread, scale = 0.3, 2.0
 
     def decoded(x, t, source):
@@ -324,7 +329,18 @@ def test_bridge_reaches_the_closed_form(process):
     z0 = z[: drawn.shape[1]]
     error = (drawn - z0 - 1.0).ravel()
     assert error.mean() == pytest.approx(0.0, abs=5 * spread / math.sqrt(error.size))
-    assert error.std() == pytest.approx(spread, rel=0.05)
+    times, variance = np.linspace(1 - 1e-5, process.t_min, 201), 0.0
+    for i, (t, u) in enumerate(itertools.pairwise(times)):
+        b, c = float(process.b(t)), float(process.c(t))
+        alpha, alpha_u, r, r_u = (
+            float(v) for v in (process.alpha(t), process.alpha(u), process.rho2(t), process.rho2(u))
+        )
+        gain = b * spread**2 / (b**2 * spread**2 + c**2)
+        slope = alpha_u * (r_u / r / alpha + (1 - r_u / r) * gain)
+        fresh = alpha_u**2 * r_u * (1 - r_u / r) if i < 199 else 0.0
+        variance = slope**2 * variance + fresh
+    assert math.sqrt(variance) == pytest.approx(spread, rel=0.1)
+    assert error.std() == pytest.approx(math.sqrt(variance), rel=0.05)
 
 
 def build_still(method, process):
@@ -393,7 +409,7 @@ def test_grad_tts_starts_with_less_noise_at_a_higher_temperature():
         return 2.0 * np.asarray(drawn[1])[0][inside]
 
     z, *starts = (start(v) for v in (1e12, 1.0, 4.0))
-    assert set(np.round(z.ravel(), 4)) <= {0.4, 0.6, 0.8}  # 0.1 (symbol + 1), twice
+    assert set(np.round(10 * z.ravel())) <= {4.0, 6.0, 8.0}  # 0.1 (symbol + 1), twice
     for noisy, std in zip(starts, (1.0, 0.5)):
         assert np.std(noisy - z) == pytest.approx(std, rel=0.05)
 
@@ -443,6 +459,7 @@ def test_a_config_takes_its_sizes_from_the_data():
     assert built.module.speakers == SPEAKERS and built.module.decoder.num_classes == SPEAKERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", ["bridge_tts", "grad_tts"])
 def test_full_scale_has_the_size_of_the_paper(paper):
     """Shapes alone: 7.2M parameters in the encoder, 7.6M in the decoder."""

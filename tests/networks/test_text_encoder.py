@@ -125,7 +125,7 @@ def test_the_decoder_reads_and_writes_inside_the_mask_only(decode):
         decode(x + 0.5, t, source, mask, SPEAKER),
         decode(x, t, source + 0.5, mask, SPEAKER),
         decode(x, t, source, mask, 1 - SPEAKER),
-        decode(x, 1 - t, source, mask, SPEAKER),
+        decode(x, 0.5 * t, source, mask, SPEAKER),
         decode(x, t, source, np.ones_like(mask), SPEAKER),
     ):
         assert np.abs(np.asarray(other)[1][mask[1]] - y[1][mask[1]]).max() > 1e-4
