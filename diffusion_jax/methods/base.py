@@ -200,14 +200,15 @@ def assemble(
 
     Args:
       start: `(key, batch) -> x` that sampling begins with.
-      sampler, nfe, sampler_options: the default sampler (options may be None).
+      sampler, nfe, sampler_options: the default sampler (options, of that sampler alone, may be None).
       output: what the denoiser returns, "x0" or "drift": samplers are told apart by what they declare.
     """
     sampler_options = dict(sampler_options or {})
 
     def make(name=sampler, nfe=None, **options):
         _check_output(process, name, output)
-        return build_sampler(process, name, nfe, **{**sampler_options, **options})
+        own = sampler_options if name == sampler else {}
+        return build_sampler(process, name, nfe, **{**own, **options})
 
     default = make(sampler, nfe)
 

@@ -179,18 +179,10 @@ def consistency_bridge(
         metrics = {"gap": (aux["t"] - aux["r"]).mean(), "distance": aux["distance"].mean()}
         return losses.mean(), metrics | {"consistency_mse": aux["error"].mean()}
 
-    def made(options):
-        start = lambda key, batch: source_of(batch)
-        return assemble(process, base.init, loss, denoiser, start, sampler, nfe, options)
-
-    plain = made(sampler_options)
-    own = made({"t_start": latest, **(sampler_options or {})})
-
-    def build(name=sampler, nfe=None, **options):
-        # where this model boots is no place for samplers that leave the source by themselves
-        return (own if name == sampler else plain).build_sampler(name, nfe, **options)
-
-    method = own._replace(build_sampler=build)
+    # where this model boots; other samplers leave the source by themselves
+    booted = {"t_start": latest, **(sampler_options or {})}
+    start = lambda key, batch: source_of(batch)
+    method = assemble(process, base.init, loss, denoiser, start, sampler, nfe, booted)
     if not distils:
         return method
     return method._replace(init_state=lambda key, params, batch: jax.tree.map(jnp.asarray, params))
