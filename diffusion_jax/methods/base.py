@@ -194,13 +194,23 @@ def prior_start(process, spec):
 
 
 def assemble(
-    process, init, loss, denoiser, start, sampler, nfe, sampler_options, output="x0"
+    process,
+    init,
+    loss,
+    denoiser,
+    start,
+    sampler,
+    nfe,
+    sampler_options,
+    output="x0",
+    every_sampler=None,
 ) -> Method:
     """A `Method` from its parts.
 
     Args:
       start: `(key, batch) -> x` that sampling begins with.
       sampler, nfe, sampler_options: the default sampler (options, of that sampler alone, may be None).
+      every_sampler: options of whatever sampler is asked for (what the data decide).
       output: what the denoiser returns, "x0" or "drift": samplers are told apart by what they declare.
     """
     sampler_options = dict(sampler_options or {})
@@ -208,7 +218,7 @@ def assemble(
     def make(name=sampler, nfe=None, **options):
         _check_output(process, name, output)
         own = sampler_options if name == sampler else {}
-        return build_sampler(process, name, nfe, **{**own, **options})
+        return build_sampler(process, name, nfe, **{**(every_sampler or {}), **own, **options})
 
     default = make(sampler, nfe)
 

@@ -80,8 +80,17 @@ def masked(
             return batch["prompt"]
         return jnp.full((batch["index"].shape[0], length), process.mask_id, jnp.int32)
 
-    options = {"length": length, **(sampler_options or {})}
-    return assemble(process, init, loss, denoiser, start, sampler, nfe, options)
+    return assemble(
+        process,
+        init,
+        loss,
+        denoiser,
+        start,
+        sampler,
+        nfe,
+        sampler_options,
+        every_sampler={"length": length},
+    )
 
 
 def _log_probs(network):

@@ -354,7 +354,7 @@ def test_float32_state_stays_close(name):
         (lambda: unipc(VP, 5, order=5), "order must be one of 1, 2, 3, 4; got 5"),
         (lambda: unipc(VP, 5, variant="bh3"), "variant must be one of bh1, bh2; got 'bh3'"),
         (lambda: unipc(VP, 5, variant="vary_coeff"), "variant must be one of"),
-        (lambda: unipc(VP, 5, prediction="v"), "'x0', 'eps'; got 'v'"),
+        (lambda: unipc(VP, 5, prediction="v"), "prediction must be one of x0, eps; got 'v'"),
         (lambda: unipc(VP, 5, corrector_off=[5]), "step indices 0 to 4; got 5"),
         (lambda: unipc(VP, 5, corrector_off=[0.5]), "step indices 0 to 4; got 0.5"),
         (lambda: unipc(processes.VPBridge(), 5), "needs a Gaussian process, got VPBridge"),
