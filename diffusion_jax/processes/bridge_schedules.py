@@ -24,11 +24,10 @@ from diffusion_jax.registry import register
 
 
 class _LinearRate(SDEBridge):
-    """B(t), the integral of a rate that is linear in t, shared by VP and gmax."""
+    """B(t), the integral of a rate that is linear in t, shared by VP and gmax.
 
-    def _rates(self):
-        """Rate at t = 0, and what it grows by until t = 1."""
-        raise NotImplementedError
+    A subclass gives `_rates()`: the rate at t = 0, and what it grows by until t = 1.
+    """
 
     def _integral(self, t):
         low, growth = self._rates()
