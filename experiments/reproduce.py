@@ -199,14 +199,16 @@ def main(argv=None) -> int:
             "scale": arguments.scale,
             "config": claim.CONFIGS[arguments.scale],
             "seeds": arguments.seeds,
+            "num": arguments.num,
             "rows": rows,
             "verdicts": verdicts,
             "versions": versions(),
         },
     )
     header = f"# {claim.TITLE}\n\nClaim: {claim.CLAIM}.\n\n"
-    told = f"`python -m experiments.reproduce {arguments.paper} --scale={arguments.scale}`"
-    header += f"{told}, {arguments.seeds} seeds.\n\n"
+    asked = f"--scale={arguments.scale} --seeds={arguments.seeds}"
+    asked += "" if arguments.num is None else f" --num={arguments.num}"
+    header += f"`python -m experiments.reproduce {arguments.paper} {asked}`\n\n"
     out.with_suffix(".md").write_text(header + table)
     print(f"written: {out}")
     return 0 if all(v["holds"] for v in verdicts) else 1
