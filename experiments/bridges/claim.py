@@ -14,7 +14,6 @@ Inpainting, whose source holds noise in the hole, is asked for a gain in PSNR at
 
 import dataclasses
 import importlib
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +121,7 @@ def measure(options):
         config = importlib.import_module(module).get_config()
         own = dataclasses.replace(options, config=config)
         run = trained(own.config, own.workdir, run_name(module))
-        picture = pathlib.Path(__file__).parent / f"{application}.png"
+        picture = options.home / f"{application}.png"
         rows += _on(run, application, options.num or 256, range(options.seeds), picture)
     return rows
 
