@@ -11,17 +11,7 @@ from diffusion_jax.processes.bridge_schedules import (
     VEBridge,
     VPBridge,
 )
-from diffusion_jax.processes.discrete import (
-    Absorbing,
-    CosineAlphaSchedule,
-    CosineSchedule,
-    DiscreteProcess,
-    GeometricSchedule,
-    LinearSchedule,
-    MaskSchedule,
-    PolynomialSchedule,
-    Uniform,
-)
+from diffusion_jax.processes.discrete import Absorbing, DiscreteProcess, Uniform
 from diffusion_jax.processes.discrete_time import DiscreteVP, discrete_vp
 from diffusion_jax.processes.gaussian import (
     EDM,
@@ -34,6 +24,14 @@ from diffusion_jax.processes.gaussian import (
 )
 from diffusion_jax.processes.interpolants import Interpolant
 from diffusion_jax.processes.log_snr import LinearLogSNR, LogSNRProcess
+from diffusion_jax.processes.mask_schedules import (
+    CosineAlphaSchedule,
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    MaskSchedule,
+    PolynomialSchedule,
+)
 from diffusion_jax.processes.predictions import PREDICTIONS, convert, from_x0, to_x0
 
 __all__ = [

@@ -25,6 +25,7 @@ from diffusion_jax.samplers.dpm_solver import (
 from diffusion_jax.samplers.dpm_solver_v3 import dpm_solver_v3, official_flags
 from diffusion_jax.samplers.dualfast import dualfast
 from diffusion_jax.samplers.evodiff import evodiff
+from diffusion_jax.samplers.first_hitting import first_hitting
 from diffusion_jax.samplers.first_order import ddim, ddpm, euler
 from diffusion_jax.samplers.fit_table import FitReport, fit_table
 from diffusion_jax.samplers.gaussian_path import GaussianPath, gaussian_path
@@ -38,7 +39,7 @@ from diffusion_jax.samplers.k_diffusion import (
     lms,
 )
 from diffusion_jax.samplers.linear import Form, Pinned, Rows, with_noise
-from diffusion_jax.samplers.masked import first_hitting, masked_ancestral
+from diffusion_jax.samplers.masked_ancestral import masked_ancestral
 from diffusion_jax.samplers.model_statistics import ModelStatistics, model_statistics
 from diffusion_jax.samplers.predictor_corrector import (
     euler_maruyama,

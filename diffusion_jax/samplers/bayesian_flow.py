@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax.numerics import fold_all, normal_per_example
 from diffusion_jax.processes import ContinuousBFN, DiscreteBFN
 from diffusion_jax.registry import register
+from diffusion_jax.samplers.categorical import inverse_cdf
 from diffusion_jax.samplers.gaussian_path import gaussian_path
 from diffusion_jax.samplers.linear import D, Rows, X, Y, Z
 from diffusion_jax.samplers.scan import Sampler
@@ -81,16 +82,6 @@ def check_discrete(process) -> None:
     """Raises ValueError unless the process is a `DiscreteBFN`."""
     if not isinstance(process, DiscreteBFN):
         raise ValueError(f"this sampler needs a DiscreteBFN process, got {type(process).__name__}")
-
-
-def inverse_cdf(probs, uniform):
-    """Categories int `[...]` of probabilities `[..., K]` by uniforms `[...]` in [0, 1).
-
-    The category is the number of cumulative probabilities not above the uniform; one of probability 0
-    is never drawn, and what the sum lacks of 1 by rounding is shared out.
-    """
-    cumulative = jnp.cumsum(probs, axis=-1)
-    return (cumulative <= (uniform * cumulative[..., -1])[..., None]).sum(axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Sampler:
 
     Attributes:
       init: `(rng, start, x) -> state`; a state is a pytree with an attribute `x`.
-      step: `(call, rng, state, inputs) -> (state, x0_hat)`, calling `call(x, point)` exactly once.
+      step: `(call, rng, state, inputs) -> (state, x0_hat)`, calling `call(x, point)` exactly once, or
+        `call.when(...)` where the step may do without (see `Call`); x0_hat may then be None.
       finish: `(state) -> x`.
       xs: per-step inputs, leading axis = step; `xs["point"]` is the `Point` of the call and
         `xs["next"]` that of the state after the step.
@@ -77,7 +78,7 @@ class StepInfo(NamedTuple):
     Attributes:
       step: int32, index of the step just made.
       point: the `Point` of the state handed to the hook.
-      x0_hat: the prediction made in this step.
+      x0_hat: the prediction made in this step, or None where the sampler hands on none.
       keys: keys `[B]` for the hook's own draws, or None for a deterministic call without a key.
     """
 
@@ -90,23 +91,51 @@ class StepInfo(NamedTuple):
 _HOOK_STREAM = 0x5EED  # separates a hook's draws from the sampler's
 
 
+class Call:
+    """The network call of one step, handed to `Sampler.step`; the cache goes along.
+
+    Attributes:
+      cache: that of a stateful denoiser, after the call.
+    """
+
+    def __init__(self, denoise, cache):
+        self._denoise = denoise
+        self.cache = cache
+
+    def __call__(self, x, point):
+        """The denoiser's output at `x`."""
+        output, self.cache = evaluate(self._denoise, x, point, self.cache)
+        return output
+
+    def when(self, needed, x, point, use, otherwise):
+        """`use(output)` where `needed` holds; where not, `otherwise`, and the network is not called.
+
+        Args:
+          needed: bool scalar, may be traced.
+          use: `(output) -> pytree`.
+          otherwise: a pytree of the same structure.
+        """
+
+        def called():
+            output, cache = evaluate(self._denoise, x, point, self.cache)
+            return use(output), cache
+
+        result, self.cache = jax.lax.cond(needed, called, lambda: (otherwise, self.cache))
+        return result
+
+
 def _walk(denoise, sampler, key, x, index, cache, hook, trajectory, remat):
     keys = None if key is None else example_keys(key, index)
 
     def body(carry, scanned):
         state, cache = carry
         i, inputs = scanned
-        after = {"cache": None}
-
-        def call(x, point):
-            x0_hat, after["cache"] = evaluate(denoise, x, point, cache)
-            return x0_hat
-
+        call = Call(denoise, cache)
         state, x0_hat = sampler.step(call, lambda: fold_all(keys, i + 1), state, inputs)
         if hook is not None:
             own = None if keys is None else fold_all(fold_all(keys, _HOOK_STREAM), i)
             state = hook(state, StepInfo(i, inputs["next"], x0_hat, own))
-        return (state, after["cache"]), state.x if trajectory else None
+        return (state, call.cache), state.x if trajectory else None
 
     if remat:
         body = jax.checkpoint(body, policy=None if remat is True else remat)

@@ -22,7 +22,8 @@ from diffusion_jax.samplers import (
     sample,
     sde_dpm_solver_pp,
 )
-from diffusion_jax.samplers.bayesian_flow import inverse_cdf, with_draws
+from diffusion_jax.samplers.bayesian_flow import with_draws
+from diffusion_jax.samplers.categorical import inverse_cdf
 
 CTS, DIS = golden("solvers_bfn_cts"), golden("solvers_bfn_dis")
 FLOW = ContinuousBFN(float(CTS["min_variance"]), float(CTS["eta"]))

@@ -110,13 +110,13 @@ CONSTRUCTORS = {
     ),
     "length": (lambda: first_hitting(MASKED, 0), "length must be a positive int, got 0"),
     "no length": (lambda: first_hitting(MASKED, None), "needs the sequence length"),
-    "temperature": (
-        lambda: masked_ancestral(MASKED, 5, temperature=0.0),
-        "temperature must be positive",
+    "nucleus": (
+        lambda: masked_ancestral(MASKED, 5, nucleus=0.0),
+        "nucleus must lie in",
     ),
     "cold": (
         lambda: first_hitting(MASKED, 5, temperature=-1.0),
-        "temperature must be positive, got -1",
+        "temperature must be 0 or positive, got -1",
     ),
 }
 
