@@ -34,10 +34,13 @@ setup(
             "array_record>=0.8",
             "librosa>=0.11",
             "soundfile>=0.13",
+            "tokenizers>=0.21",
         ],
         "tensorboard": ["tensorboard>=2.19"],
         # speech: spectrograms, Griffin-Lim, wav files
         "audio": ["librosa>=0.11", "soundfile>=0.13"],
+        # tokenizer files for text
+        "text": ["tokenizers>=0.21"],
         # reading data sets that TFDS has prepared: no TensorFlow
         "data": ["tensorflow-datasets>=4.9.10", "array_record>=0.8"],
         # preparing them, once

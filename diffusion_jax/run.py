@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 import tqdm
 
 from diffusion_jax import builder, registry
+from diffusion_jax.data import tokenizer
 from diffusion_jax.data.pipeline import Pipeline
-from diffusion_jax.data.source import DataSpec, Source
+from diffusion_jax.data.source import TEXTUAL, DataSpec, Source
 from diffusion_jax.evaluation.grids import (
     comparison_grid,
     image_grid,
@@ -68,8 +70,10 @@ class Run:
     step: int
 
     def source(self, split: str) -> Source:
-        """The data set of the run."""
-        return builder.build_data(self.config, split)
+        """The data set of the run. Raises ValueError where its tokens mean others than the model's."""
+        source = builder.build_data(self.config, split)
+        check_same_tokens(self.spec, source.spec)
+        return source
 
 
 def train_config(config: Mapping[str, Any]) -> tuple[TrainConfig, Mapping[str, Any]]:
@@ -110,19 +114,17 @@ def train_run(
     host = make_layout(options.parallel).host
     pipeline = Pipeline(source, options.batch_size, options.seed, host=host, **data_options)
     workdir = pathlib.Path(workdir)
+    if (workdir / _SPEC).is_file() and not accept_changes:
+        check_same_tokens(read_spec(workdir), source.spec)
     batch = first_conditions(source, _PREVIEW)
 
     def preview(params, key, step):
         drawn = built.method.sample(params, key, batch)
         return picture(source.spec, np.asarray(drawn), batch)
 
-    def write_spec():
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / _SPEC).write_text(json.dumps(source.spec.to_json()) + "\n")
-
     return train(
         built.method,
-        _Announced(pipeline, write_spec),
+        _Announced(pipeline, lambda: write_spec(workdir, source.spec)),
         options,
         workdir,
         sample_fn=preview,
@@ -130,6 +132,51 @@ def train_run(
         accept_changes=accept_changes,
         fallback=fallback,
     )
+
+
+def write_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
+    """Puts the spec into a run folder, and the tokenizer file where the tokens are of one."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    fields = spec.to_json()
+    if spec.tokenizer is not None:
+        kept, given = workdir / tokenizer.FILE, pathlib.Path(spec.tokenizer["path"])
+        if given != kept.resolve():
+            shutil.copyfile(given, kept)
+        fields["tokenizer"]["path"] = tokenizer.FILE
+    (workdir / _SPEC).write_text(json.dumps(fields) + "\n")
+
+
+def read_spec(workdir: pathlib.Path) -> DataSpec:
+    """The spec in a run folder. Raises ValueError where there is none, or it is damaged."""
+    path = workdir / _SPEC
+    if not path.is_file():
+        raise ValueError(f"{workdir} is not a run folder: it has no {_SPEC}")
+    try:
+        fields = json.loads(path.read_text())
+        if fields.get("tokenizer"):
+            fields["tokenizer"]["path"] = str((workdir / fields["tokenizer"]["path"]).resolve())
+        return DataSpec.from_json(fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_same_tokens(trained: DataSpec, found: DataSpec) -> None:
+    """Raises ValueError where the tokens of data are not those that a model was trained on."""
+    if trained.vocab_size != found.vocab_size:
+        raise ValueError(
+            f"the data have a vocabulary of {found.vocab_size} tokens, the model was trained on one of"
+            f" {trained.vocab_size}"
+        )
+    if trained.kind == "tokens" and trained.symbols != found.symbols:
+        pairs = zip(trained.symbols or (), found.symbols or ())
+        first = next((f"; the first that differ: {b!r} for {a!r}" for a, b in pairs if a != b), "")
+        raise ValueError(f"the data number other symbols than the model was trained on{first}")
+    files = [(spec.tokenizer or {}).get("sha256", "") for spec in (trained, found)]
+    if files[0] != files[1]:
+        raise ValueError(
+            f"the data are numbered by another tokenizer file (SHA-256 {files[1][:12]}) than the model"
+            f" was trained on ({files[0][:12]})"
+        )
 
 
 class _Announced:
@@ -163,9 +210,7 @@ def open_run(
     if not workdir.is_dir():
         raise ValueError(f"no run folder {str(workdir)!r}")
     config = read_config(workdir)
-    if not (workdir / _SPEC).is_file():
-        raise ValueError(f"{workdir} is not a run folder: it has no {_SPEC}")
-    spec = DataSpec.from_json(json.loads((workdir / _SPEC).read_text()))
+    spec = read_spec(workdir)
     built = builder.build_method(config, spec)
     if weights is None:
         options, _ = train_config(config)
@@ -287,21 +332,28 @@ def _conditions_of(source: Source, rows: np.ndarray, num: int) -> dict[str, np.n
 
 
 def conditions(
-    run: Run, num: int, *, label: int | None = None, split: str = "test"
+    run: Run,
+    num: int,
+    *,
+    label: int | None = None,
+    split: str = "test",
+    prompts: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """What `num` samples are drawn under.
 
     Labels go round all classes, or are all `label`; a bridge takes the sources of `split` (and then
     "image" holds the truth), a speech model its texts and speakers (those of `label`; and "points"
-    holds the truth).
+    holds the truth). A model whose data have prompts (puzzles) takes those of `split`, unless `prompts`
+    are given: int [P, L] with the mask id at what is to be filled, in turn.
 
     Raises:
-      ValueError: num below 1, or a label that the model, or the split, does not have.
+      ValueError: num below 1, a label that the model, or the split, does not have, or prompts for a
+        model without masks.
     """
     if num < 1:
         raise ValueError(f"num must be positive, got {num}")
     spec = run.spec
-    if "source" in spec.elements:
+    if "source" in spec.elements or ("prompt" in spec.elements and prompts is None):
         return first_conditions(run.source(split), num)
     if spec.show == "mel":
         source = run.source(split)
@@ -320,6 +372,10 @@ def conditions(
         batch["label"] = labels.astype(np.int32)
     elif label is not None:
         raise ValueError("the model has no classes: label cannot be asked for")
+    if prompts is not None:
+        if getattr(run.method.process, "mask_id", None) is None:
+            raise ValueError("the model has no mask: prompts cannot be filled in")
+        batch["prompt"] = np.asarray(prompts, np.int32)[np.arange(num) % len(prompts)]
     return batch
 
 
@@ -392,7 +448,7 @@ def _visible(spec: DataSpec, values: np.ndarray) -> np.ndarray:
 
 def picture(spec: DataSpec, samples: np.ndarray, batch: Mapping[str, Any]) -> Any:
     """What to show of samples: images by name, strings, or raw points as they are."""
-    if spec.show in ("text", "bytes"):
+    if spec.show in TEXTUAL:
         return spec.decode(samples)
     if spec.show is None:
         return {}

@@ -20,7 +20,10 @@ import numpy as np
 from diffusion_jax.data import images, randomness
 
 KINDS = ("image", "tokens", "points")
-SHOWS = ("image", "pixels", "text", "bytes", "mel")
+SHOWS = ("image", "pixels", "text", "bytes", "tokenizer", "notes", "mel")
+
+# shown as strings
+TEXTUAL = ("text", "bytes", "tokenizer", "notes")
 
 # Added to every batch by the pipeline: no source may use them.
 RESERVED = ("index", "valid")
@@ -51,11 +54,13 @@ class DataSpec:
         is padding; or None.
       grid: (H, W, C) for tokens that are the pixels of an image in row-major order, or None.
       show: how `decode` shows an example: "image", "pixels" (tokens on `grid`), "text" (tokens that
-        number `symbols`), "bytes" (tokens are bytes of UTF-8), "mel" (points [T, M] are a normalised
-        log-mel spectrogram as `audio` says) or None.
+        number `symbols`), "notes" (the same, of four voices), "bytes" (tokens are bytes of UTF-8), "tokenizer" (ids of the file
+        `tokenizer`), "mel" (points [T, M] are a normalised log-mel spectrogram as `audio` says) or
+        None.
       sizes: number of values of integer conditions other than the label ("text", "speaker"); empty
         where there are none.
       audio: the fields of the `audio.LogMel` that made a spectrogram, or None.
+      tokenizer: {"path", "sha256"} of the tokenizer file that numbered the tokens, or None.
     """
 
     kind: str
@@ -68,6 +73,7 @@ class DataSpec:
     show: str | None = None
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     audio: Mapping[str, Any] | None = None
+    tokenizer: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -84,8 +90,10 @@ class DataSpec:
             raise ValueError(f"the element name {taken[0]!r} is reserved; rename it")
         if self.kind == "tokens" and self.vocab_size is None:
             raise ValueError("a source of kind 'tokens' needs vocab_size")
-        if self.show == "text" and len(self.symbols or ()) != self.vocab_size:
-            raise ValueError(f"show='text' needs {self.vocab_size} symbols, got {self.symbols}")
+        if self.show in ("text", "notes") and len(self.symbols or ()) != self.vocab_size:
+            raise ValueError(
+                f"show={self.show!r} needs {self.vocab_size} symbols, got {self.symbols}"
+            )
         if self.show == "pixels" and (self.vocab_size < 2 or math.prod(self.grid) != self.shape[0]):
             raise ValueError(
                 f"show='pixels' needs a grid of {self.shape[0]} cells, got {self.grid}"
@@ -93,6 +101,8 @@ class DataSpec:
         unknown = sorted(set(self.sizes) - set(self.elements))
         if unknown:
             raise ValueError(f"sizes name {unknown[0]!r}, which is no element")
+        if self.show == "tokenizer" and set(self.tokenizer or ()) != {"path", "sha256"}:
+            raise ValueError(f"show='tokenizer' needs its path and sha256, got {self.tokenizer}")
         if self.show == "mel" and (self.audio is None or len(self.shape) != 2):
             raise ValueError(f"show='mel' needs audio and points [T, M], got shape {self.shape}")
 
@@ -117,12 +127,12 @@ class DataSpec:
 
         Returns:
           uint8 [B, H, W, C] for "image" and "pixels" (the mask id becomes mid-grey); a list of B
-          strings for "text" and "bytes" (the mask id becomes "_"); uint8 [B, M, T, 1] for "mel", low
+          strings for "text", "notes", "bytes" and "tokenizer" (the mask id becomes "_"); uint8 [B, M, T, 1] for "mel", low
           frequencies at the bottom and loud parts bright; one example gives one image or string; with
           `show=None` the values as numpy.
 
         Raises:
-          ValueError: a wrong shape, or a token outside 0..V.
+          ValueError: a wrong shape, a token outside 0..V, a tokenizer file that is gone or changed.
         """
         values = np.asarray(values)
         ranks = len(self.shape), len(self.shape) + 1
@@ -142,6 +152,8 @@ class DataSpec:
         flat = tokens.reshape(-1, tokens.shape[-1])
         if self.show == "bytes":
             texts = [decode_bytes(row) for row in flat]
+        elif self.show == "tokenizer":
+            texts = [_decode_tokenizer(row, self.tokenizer, self.vocab_size) for row in flat]
         else:
             texts = ["".join(row) for row in np.array((*self.symbols, MASK_SYMBOL))[flat]]
         return texts if tokens.ndim == 2 else texts[0]
@@ -154,7 +166,9 @@ class DataSpec:
             for name, element in self.elements.items()
         }
         fields["sizes"] = dict(self.sizes)
-        fields["audio"] = None if self.audio is None else dict(self.audio)
+        for name in ("audio", "tokenizer"):
+            value = getattr(self, name)
+            fields[name] = None if value is None else dict(value)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
@@ -164,7 +178,7 @@ class DataSpec:
         Fields younger than the first run folders may be absent.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        wrong = sorted((known ^ set(fields)) - {"sizes", "audio"})
+        wrong = sorted((known ^ set(fields)) - {"sizes", "audio", "tokenizer"})
         if wrong:
             raise ValueError(f"a data spec has the fields {', '.join(sorted(known))}; got {wrong}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -188,6 +202,16 @@ def decode_bytes(tokens: np.ndarray) -> str:
     """Tokens [L] that are bytes, as text; invalid UTF-8 becomes U+FFFD, the mask id 256 "_"."""
     shown = np.where(tokens == 256, ord(MASK_SYMBOL), tokens).astype(np.uint8)
     return shown.tobytes().decode("utf-8", errors="replace")
+
+
+def _decode_tokenizer(tokens: np.ndarray, file: Mapping[str, str], mask_id: int) -> str:
+    """Tokens [L] through a tokenizer file; what lies between masks is decoded by itself."""
+    from diffusion_jax.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(**file)
+    pieces = np.split(tokens, np.flatnonzero(tokens == mask_id))
+    shown = [tokenizer.decode(piece[piece != mask_id]) for piece in pieces]
+    return MASK_SYMBOL.join(shown)
 
 
 class Source(abc.ABC):

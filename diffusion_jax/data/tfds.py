@@ -212,7 +212,8 @@ def tfds(
     if base not in available:
         raise ValueError(f"data set {dataset!r} has no split {base!r}{closest(base, available)}")
 
-    tensorflow_datasets = _import()
+    tensorflow_datasets = import_tfds()
+    images.pillow()
     builder = tensorflow_datasets.builder_from_directory(str(folder))
     features = dict(builder.info.features.items())
     if image_key not in features:
@@ -260,7 +261,8 @@ def tfds(
     return TFDSImages(records, spec, pair_size, resize, image_key, label_key, dataset, cache_bytes)
 
 
-def _import():
+def import_tfds():
+    """The package `tensorflow_datasets`. Raises ImportError with the command that installs it."""
     try:
         import array_record  # noqa: F401
         import tensorflow_datasets
@@ -269,5 +271,4 @@ def _import():
             "reading TFDS sets needs: pip install tensorflow-datasets array_record pillow"
             f" (missing: {error.name})"
         ) from error
-    images.pillow()
     return tensorflow_datasets

@@ -69,6 +69,46 @@ def _tiny_tfds(root, version="1.0.0"):
     return root / "tfds"
 
 
+def _tiny_text(root, texts, split="train"):
+    """Writes a set with the feature "text" under `root` and returns the data folder."""
+    from array_record.python import array_record_module
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = root / "tfds" / "tiny_text" / "1.0.0"
+    _write_info(folder, lengths=(len(texts),))
+    home = "tensorflow_datasets.core.features."
+    features = {
+        "text": {"pythonClassName": home + "text_feature.Text", "text": {}},
+        "label": {
+            "pythonClassName": home + "class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "3"},
+        },
+    }
+    described = {
+        "pythonClassName": home + "features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+    (folder / "features.json").write_text(json.dumps(described))
+    info = json.loads((folder / "dataset_info.json").read_text()) | {"name": "tiny_text"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    writer = array_record_module.ArrayRecordWriter(
+        str(folder / f"tiny_text-{split}.array_record-00000-of-00001"), "group_size:1"
+    )
+    for text in texts:
+        example = tf_example_pb2.Example()
+        example.features.feature["text"].bytes_list.value.append(text.encode())
+        example.features.feature["label"].int64_list.value.append(1)
+        writer.write(example.SerializeToString())
+    writer.close()
+    return root / "tfds"
+
+
+@pytest.fixture
+def tiny_text():
+    pytest.importorskip("array_record")
+    return _tiny_text
+
+
 @pytest.fixture
 def tiny_images():
     """The images and labels of the tiny set."""

@@ -15,17 +15,24 @@ from diffusion_jax.data.audio import write_wav
 NAMES = (
     "arrays",
     "checkerboard",
+    "chorales",
+    "descriptions",
     "digits",
     "digits_tokens",
+    "documents",
     "formants",
     "image_folder",
     "ljspeech",
     "pair_folders",
     "paired",
     "photos",
+    "sequences",
     "spoken_digits",
+    "standard_library",
+    "sudoku",
     "text",
     "tfds",
+    "tfds_text",
 )
 
 
@@ -58,6 +65,21 @@ def build(tmp_path, request):
             pytest.importorskip("librosa")
         if name == "formants":
             return {"train_count": 20, "test_count": 10}
+        if name == "chorales":
+            notes = np.random.default_rng(0).integers(40, 70, (60, 4))
+            np.savez(tmp_path / "notes.npz", train_notes=notes, train_offsets=[0, 40, 60])
+            return {"path": tmp_path / "notes.npz", "steps": 4}
+        if name == "sequences":
+            (tmp_path / "genes.txt").write_text("ACGT\nTTA\n" * 20)
+            return {"path": tmp_path / "genes.txt", "length": 4}
+        if name == "documents":
+            (tmp_path / "lines.txt").write_text("to be\nor not\n" * 20)
+            return {"path": tmp_path / "lines.txt", "length": 8}
+        if name == "tfds_text":
+            folder = request.getfixturevalue("tiny_text")(tmp_path, ["to be", "or not"] * 10)
+            return {"dataset": "tiny_text", "data_dir": folder, "length": 8, "unit": "bytes"}
+        if name == "sudoku":
+            return {"train_count": 20, "test_count": 10, "bases": 2}
         if name == "spoken_digits":
             for index in range(20):
                 path = tmp_path / "spoken" / f"{index % 10}_ann{index % 2}_{5 + index // 10}.wav"

@@ -123,7 +123,7 @@ def test_not_utf8(tmp_path):
         (dict(length=2.5), "length=2.5"),
         (dict(stride=0), "stride=0"),
         (dict(length=10_000), "fewer than length=10000"),
-        (dict(unit="words"), "unknown unit 'words'"),
+        (dict(unit="words"), "unit must be one of characters, bytes, tokens; got 'words'"),
         (dict(clean="text9"), "unknown clean 'text9'"),
         (dict(unit="bytes", clean="text8"), "unit='characters'"),
         (dict(split="tset"), "unknown split 'tset'"),
