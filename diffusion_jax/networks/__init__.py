@@ -8,8 +8,10 @@
 | `tts`               | text and spectrogram      | see `networks.speech`          |
 
 `t` is a scalar or [B]. `label` is [B] with values 0..num_classes, where `num_classes` (like None)
-is the null class. Dropout draws from the collection "dropout". Parameters and outputs are float32;
-the field `dtype` chooses the compute dtype. Every network is zero at initialisation.
+is the null class. A `token_transformer` that attends causally or by blocks also takes `clean` tokens
+beside noisy ones, or a key-value `cache` (`visibility`). Dropout draws from the collection "dropout".
+Parameters and outputs are float32; the field `dtype` chooses the compute dtype. Every network is zero at
+initialisation.
 """
 
 from diffusion_jax.networks.dit import DiT

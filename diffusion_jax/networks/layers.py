@@ -7,7 +7,7 @@ loses by it: statistics of norms, softmax, positions and time features are float
               (arXiv 2212.09748)
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -179,8 +179,27 @@ class Modulation(nn.Module):
         return jnp.split(h, self.parts, axis=-1)
 
 
+class KeyValues(NamedTuple):
+    """Keys and values of attention, of one layer `[B, slots, heads, n]` or of all `[depth, B, ...]`."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Kept(NamedTuple):
+    """A layer's keys and values of all slots, and the slot that the first of the queries takes."""
+
+    slots: KeyValues
+    begin: jax.Array
+
+
+def written(slots: jax.Array, own: jax.Array, begin: jax.Array, axis: int) -> jax.Array:
+    """`slots` with `own` written from `begin` on, along an axis; only whole windows inside it are."""
+    return jax.lax.dynamic_update_slice_in_dim(slots, own.astype(slots.dtype), begin, axis)
+
+
 class SelfAttention(nn.Module):
-    """Bidirectional multi-head self-attention: [B, L, C] -> [B, L, C].
+    """Multi-head self-attention, bidirectional unless told otherwise: [B, L, C] -> [B, L, C].
 
     Args:
       heads: number of heads, a divisor of C.
@@ -188,7 +207,9 @@ class SelfAttention(nn.Module):
       implementation: of `jax.nn.dot_product_attention`: None or "xla", or "cudnn" (16 bit, GPU).
       dtype: compute dtype; the softmax is float32.
     Shapes: `angles` are those of `rotary_angles` for the L positions, or None; `mask` bool [B, L] is
-      False at padding, which nothing attends to, or None.
+      False at padding, which nothing attends to, or None; `sees` is None, "causal", or bool [L, S]: which
+      of the S keys a query attends to. With `kept` the L keys and values are written into its S slots
+      and the queries attend to those; the result is then `(y, KeyValues of the L)`.
     """
 
     heads: int
@@ -198,22 +219,34 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, angles: jax.Array | None = None, mask: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        angles: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        sees: Any = None,
+        kept: Kept | None = None,
+    ) -> Any:
         batch, length, features = x.shape
         qkv = nn.Dense(3 * features, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, 3, self.heads, features // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
+        own = KeyValues(key, value)
+        if kept is not None:
+            key, value = (written(s, o, kept.begin, 1) for s, o in zip(kept.slots, own))
         keys = None if mask is None else mask[:, None, None, :]
+        causal = isinstance(sees, str)
+        if sees is not None and not causal:
+            keys = sees[None, None] if keys is None else keys & sees[None, None]
         y = jax.nn.dot_product_attention(
-            query, key, value, mask=keys, implementation=self.implementation
+            query, key, value, mask=keys, is_causal=causal, implementation=self.implementation
         )
         out_init = zeros if self.zero_init else lecun_normal()
-        return nn.Dense(features, kernel_init=out_init, dtype=self.dtype, name="out")(
+        y = nn.Dense(features, kernel_init=out_init, dtype=self.dtype, name="out")(
             y.reshape(batch, length, features)
         )
+        return y if kept is None else (y, own)
 
 
 class TransformerBlock(nn.Module):
@@ -230,7 +263,8 @@ class TransformerBlock(nn.Module):
       dtype: compute dtype.
       mlp_kernel: width of the MLP's layers over positions; above 1 they are convolutions, which see
         zeros at padding (FastSpeech, arXiv 1905.09263).
-    Shapes: x [B, L, C], condition [B, D] or None, angles and mask as in `SelfAttention`.
+    Shapes: x [B, L, C], condition [B, D] or None, angles, mask, sees and kept as in `SelfAttention`; with
+      `kept` the result is `(y, KeyValues)` too.
     """
 
     heads: int
@@ -248,7 +282,9 @@ class TransformerBlock(nn.Module):
         angles: jax.Array | None,
         train: bool,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
+        sees: Any = None,
+        kept: Kept | None = None,
+    ) -> Any:
         features = x.shape[-1]
         modulated = condition is not None
         parts = [None] * 6
@@ -276,14 +312,16 @@ class TransformerBlock(nn.Module):
             implementation=self.implementation,
             dtype=self.dtype,
             name="attention",
-        )(h, angles, mask)
+        )(h, angles, mask, sees, kept)
+        h, own = (h, None) if kept is None else h
         x = added(x, h, parts[2], "attention_dropout")
 
         h = normed(x, parts[3], parts[4], "mlp_norm")
         h = nn.gelu(mlp_layer(h, self.mlp_ratio * features, "mlp_in"))
         out_init = lecun_normal() if modulated else zeros
         h = mlp_layer(h, features, "mlp_out", kernel_init=out_init)
-        return added(x, h, parts[5], "mlp_dropout")
+        x = added(x, h, parts[5], "mlp_dropout")
+        return x if kept is None else (x, own)
 
 
 class TransformerStack(nn.Module):
@@ -297,7 +335,7 @@ class TransformerStack(nn.Module):
       heads, mlp_ratio, dropout, implementation, dtype, mlp_kernel: of the blocks, see
         `TransformerBlock`.
       remat: recompute the blocks in the backward pass instead of storing their insides.
-    Shapes: as `TransformerBlock`.
+    Shapes: as `TransformerBlock`; `kept` holds the slots of all layers, [depth, B, S, heads, n].
     """
 
     depth: int
@@ -317,9 +355,13 @@ class TransformerStack(nn.Module):
         angles: jax.Array | None,
         train: bool,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
-        def step(block, carry, _):
-            return block(carry, condition, angles, train, mask), None
+        sees: Any = None,
+        kept: Kept | None = None,
+    ) -> Any:
+        def step(block, carry, slots):
+            if kept is None:
+                return block(carry, condition, angles, train, mask, sees), None
+            return block(carry, condition, angles, train, mask, sees, Kept(slots, kept.begin))
 
         if self.remat:
             step = nn.remat(step, prevent_cse=False)
@@ -338,7 +380,11 @@ class TransformerStack(nn.Module):
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
         )
-        return scanned(block, x, None)[0]
+        if kept is None:
+            return scanned(block, x, None)[0]
+        x, own = scanned(block, x, kept.slots)
+        parts = zip(kept.slots, own)
+        return x, KeyValues(*(written(s, o, kept.begin, 2) for s, o in parts))
 
 
 class ResidualBlock(nn.Module):

@@ -1,8 +1,9 @@
-"""Bidirectional transformer over tokens, the network of masked and discrete diffusion.
+"""Transformer over tokens, the network of masked, block and autoregressive models.
 
 With time it is a DiT over tokens (SEDD, arXiv 2310.16834; MDLM, arXiv 2406.07524); without time it
 is the network of RADD (arXiv 2406.03736): for absorbing processes the conditional of the clean
-tokens does not depend on the time.
+tokens does not depend on the time. `attention` makes it bidirectional, causal or block-causal, with a
+key-value cache for the latter two; parameters are the same for all three.
 
 Deviations: the label shares the conditioning vector with the time; without a condition the residual
 branches start at zero; no scaling of the output by the noise level, which belongs to the objective.
@@ -25,15 +26,19 @@ from diffusion_jax.networks.checks import (
 from diffusion_jax.networks.features import film, rotary_angles
 from diffusion_jax.networks.inputs import enter
 from diffusion_jax.networks.layers import (
+    Kept,
+    KeyValues,
     LayerNorm,
     Lookup,
     Modulation,
     OutputDense,
     TransformerStack,
 )
+from diffusion_jax.networks.visibility import block_limits, streams, up_to
 from diffusion_jax.registry import check_choice, register
 
 _POSITIONS = ("rotary", "learned", "none")
+_ATTENTION = ("full", "causal", "block")
 
 
 @register("network", "token_transformer", input="tokens")
@@ -51,6 +56,10 @@ class TokenTransformer(nn.Module):
       time_conditioned: False ignores t, which may then be None.
       dropout: rate on the residual branches.
       num_classes: number of classes; None or 0 for an unconditional network.
+      attention: "full", "causal" (the logits at position i are of the token there given those before it;
+        the mask id stands at the beginning) or "block" (a position sees its own block and those before).
+        The last two take no time: it would differ from position to position.
+      block_size: tokens in a block of "block", or in a segment of "causal" with `clean` tokens.
       time_features: number of sinusoidal time features.
       time_scale: factor on t, see `features.time_features`.
       attention_implementation: see `layers.SelfAttention`.
@@ -71,6 +80,8 @@ class TokenTransformer(nn.Module):
     time_conditioned: bool = True
     dropout: float = 0.0
     num_classes: int | None = None
+    attention: str = "full"
+    block_size: int | None = None
     time_features: int = 64
     time_scale: float = 1000.0
     attention_implementation: str | None = None
@@ -78,11 +89,34 @@ class TokenTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, t, *, label=None, source=None, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x,
+        t,
+        *,
+        label=None,
+        source=None,
+        clean=None,
+        cache: KeyValues | None = None,
+        begin=0,
+        limit=None,
+        train: bool = False,
+        hidden: bool = False,
+    ) -> Any:
         """Evaluates the network; uniform at initialisation.
 
+        Args:
+          clean: int [B, L], clean tokens beside the noisy x: a block of x is then seen with the clean
+            tokens of the blocks before. Attention "causal" reads them causally (arXiv 2510.26583) and
+            returns their logits behind those of x, [B, 2 L, V].
+          cache: keys and values of earlier calls, see `init_cache`. x then holds what stands in the slots
+            begin..begin + L - 1 (see `visibility`; nothing is shifted), all of them inside the cache.
+          begin: int scalar, with a cache.
+          limit: int [L], the last slot that each slot of x sees, with a cache.
+
         Returns:
-          float32 logits [B, L, V].
+          float32 logits [B, L, V], or with `hidden` what `logits` makes them of, [B, L, C]; with a
+          cache `(logits, cache)`, the slots of x written.
 
         Raises:
           ValueError: a field, a shape, a dtype or a condition does not fit, see `checks`.
@@ -105,18 +139,26 @@ class TokenTransformer(nn.Module):
         )
         self._check_sequence(x)
         length = x.shape[1]
+        told = clean is not None or cache is not None
+        if self.attention == "full" and not told:
+            slots, sees = None, None  # all of them
+        else:
+            x, slots, sees = self._arrange(x, clean, cache, begin, limit)
 
         stddev = self.width**-0.5  # vectors of about unit length
         embed = Lookup(self.vocab_size + 1, self.width, stddev, dtype, name="tokens")
         h = embed.mean(x) if weighted else embed(x)
         angles = None
         if self.positions == "rotary":
-            angles = rotary_angles(length, self.width // self.heads)
+            reach = length if slots is None else self._reach(length, clean, cache)
+            angles = rotary_angles(reach, self.width // self.heads)
+            angles = angles if slots is None else angles[slots]
         elif self.positions == "learned":
             table = self.param(
                 "positions", normal(stddev), (self.max_length, self.width), jnp.float32
             )
-            h = h + table[None, :length].astype(dtype)
+            rows = table[None, :length] if slots is None else jnp.asarray(table)[slots][None]
+            h = h + rows.astype(dtype)
         h = nn.Dropout(self.dropout, name="input_dropout")(h, deterministic=not train)
 
         h = TransformerStack(
@@ -128,7 +170,18 @@ class TokenTransformer(nn.Module):
             self.remat,
             dtype,
             name="blocks",
-        )(h, condition, angles, train)
+        )(
+            h,
+            condition,
+            angles,
+            train,
+            sees=sees,
+            kept=None if cache is None else Kept(cache, begin),
+        )
+        if cache is not None:
+            h, cache = h
+        if clean is not None and self.attention == "block":
+            h = h[:, :length]
 
         h = LayerNorm(affine=condition is None, dtype=dtype, name="output_norm")(h)
         if condition is not None:
@@ -136,7 +189,91 @@ class TokenTransformer(nn.Module):
                 condition
             )
             h = film(h, shift, scale)
-        return OutputDense(self.vocab_size, dtype, name="output")(h)
+        if not hidden:
+            h = OutputDense(self.vocab_size, dtype, name="output")(h)
+        return h if cache is None else (h, cache)
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int, slots: int) -> KeyValues:
+        """An empty cache: zeros, keys and values [depth, B, slots, heads, C / heads] each.
+
+        Raises:
+          ValueError: attention "full", where every slot sees the later ones too; more slots than there
+            are learned positions.
+        """
+        if self.attention == "full":
+            raise ValueError("token_transformer: attention 'full' cannot be cached")
+        self._check_slots(slots)
+        shape = (self.depth, batch_size, slots, self.heads, self.width // self.heads)
+        zeros = jnp.zeros(shape, check_dtype("token_transformer", self.dtype))
+        return KeyValues(zeros, zeros)
+
+    def _arrange(self, x, clean, cache, begin, limit):
+        """What is read, in which slots, and what they see: `(x [B, L'], slots int [L'], sees)`."""
+        length = x.shape[1]
+        if self.attention == "full":
+            raise ValueError(
+                "token_transformer: clean and cache need attention 'causal' or 'block'"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(
+                f"token_transformer: attention {self.attention!r} reads integer tokens"
+            )
+        if cache is not None:
+            if clean is not None or limit is None or limit.shape != (length,):
+                raise ValueError(
+                    f"token_transformer: a cache needs limit [L] = ({length},) and no clean tokens"
+                )
+            return x, begin + jnp.arange(length), up_to(limit, cache.key.shape[2])
+        slots = jnp.arange(length)
+        if clean is None and self.attention == "causal":
+            return self._shifted(x), slots, "causal"
+        if self.block_size is None:
+            raise ValueError(
+                f"token_transformer: block_size is missing; attention {self.attention!r} "
+                "needs it here"
+            )
+        if clean is None:
+            return x, slots, up_to(block_limits(slots, self.block_size), length)
+        clean = jnp.asarray(clean)
+        if clean.shape != x.shape or not jnp.issubdtype(clean.dtype, jnp.integer):
+            raise ValueError(
+                f"token_transformer: clean must be integers {x.shape}, got {clean.dtype} {clean.shape}"
+            )
+        block = slots // self.block_size
+        before, clean = block * self.block_size, clean.astype(x.dtype)
+        if self.attention == "block":
+            both, limits, shift = (x, clean), block_limits(slots, self.block_size), 0
+        else:  # clean slots are a place later than their tokens, and so is the noisy copy
+            both, limits, shift = (x, self._shifted(clean)), slots, 1
+        self._check_slots(length + shift)
+        sees = streams(block, before + shift, limits)
+        return jnp.concatenate(both, axis=1), jnp.concatenate([slots + shift, slots]), sees
+
+    def _shifted(self, x):
+        """Slots of a causal reading: the beginning, then all tokens but the last."""
+        return jnp.concatenate([jnp.full_like(x[:, :1], self.vocab_size), x[:, :-1]], axis=1)
+
+    def _reach(self, length, clean, cache):
+        """How many slots there are."""
+        if cache is not None:
+            return cache.key.shape[2]
+        return length + (clean is not None and self.attention == "causal")
+
+    def _check_slots(self, slots):
+        if self.positions == "learned" and slots > self.max_length:
+            raise ValueError(
+                f"token_transformer: {slots} slots exceed max_length = {self.max_length}"
+            )
+
+    @nn.nowrap
+    def logits(self, params, hidden) -> jax.Array:
+        """The last layer alone: hidden states [..., C] -> float32 logits [..., V].
+
+        For losses that go over the positions in pieces, so that [B, L, V] never exists at once.
+        """
+        output = OutputDense(self.vocab_size, check_dtype("token_transformer", self.dtype))
+        return output.apply({"params": params["output"]}, hidden)
 
     def _check_fields(self):
         check_positive(
@@ -150,6 +287,13 @@ class TokenTransformer(nn.Module):
         )
         check_divides("token_transformer", "heads", self.heads, "width", self.width)
         check_choice("token_transformer: positions", self.positions, _POSITIONS)
+        check_choice("token_transformer: attention", self.attention, _ATTENTION)
+        if self.attention != "full" and self.time_conditioned:
+            raise ValueError(
+                f"token_transformer: attention {self.attention!r} needs time_conditioned=False"
+            )
+        if self.block_size is not None or self.attention == "block":
+            check_positive("token_transformer", block_size=self.block_size)
         check_rate("token_transformer", "dropout", self.dropout)
         return check_dtype("token_transformer", self.dtype)
 

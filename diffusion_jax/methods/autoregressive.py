@@ -1,0 +1,111 @@
+"""Autoregressive models: the baseline of discrete diffusion, in the same frame."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import objectives
+from diffusion_jax.methods.base import Method, Network, assemble
+from diffusion_jax.methods.decoding import decoder_of, only_samplers, sample_with_cache
+from diffusion_jax.processes import Absorbing
+from diffusion_jax.registry import register
+
+_SAMPLERS = ("left_to_right",)
+
+
+@register("method", "autoregressive", family="discrete")
+def autoregressive(
+    process,
+    module,
+    spec,
+    *,
+    answers_only: bool = False,
+    label_dropout: float = 0.1,
+    guidance: float = 1.0,
+    sampler: str = "left_to_right",
+    nfe: int | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+) -> Method:
+    """A causal network trained on next-token cross-entropy, in nats a token.
+
+    `bound` is the negative log-likelihood itself. Sampling makes one call a token with a key-value
+    cache; a batch may hold "prompt" tokens `[B, n]`, which stay where they are not the mask id. The
+    logits know what stands before: masks that are followed by given tokens are filled in without
+    regard to these.
+
+    Args:
+      process: an `Absorbing` process: its mask id is the beginning of a sequence and marks what is still
+        to come; its schedule has no meaning here.
+      module: network `(tokens, t, label=) -> logits [B, L, V]` with `attention="causal"`.
+      spec: the data's `DataSpec` of kind "tokens".
+      answers_only: train on, and give the likelihood of, what the batch's "prompt" leaves open;
+        otherwise prompts are for sampling alone.
+      label_dropout: chance of the null label in training, for guidance.
+      guidance: classifier-free guidance weight on log-probabilities; other than 1 doubles the calls.
+      sampler, nfe, sampler_options: the default sampler.
+    Raises:
+      ValueError: data that are not tokens, a process that is not `Absorbing` or of another vocabulary, a
+        network that sees what it is to predict.
+    """
+    check_tokens_model("an autoregressive model", process, spec)
+    check_attention("an autoregressive model", module, "causal")
+    if answers_only and "prompt" not in spec.elements:
+        raise ValueError(f"answers_only needs data with a 'prompt'; it has {sorted(spec.elements)}")
+    net = Network.of(module, spec, label_dropout)
+
+    def init(key, batch):
+        return net.init(key, batch["tokens"], batch)
+
+    def losses_of(network, batch):
+        where = batch["prompt"] == process.mask_id if answers_only else None
+        return objectives.next_token_cross_entropy(process, network, batch["tokens"], where=where)
+
+    def loss(params, key, batch, context):
+        _, aux = losses_of(net.bind(params, batch, context.train, key), batch)
+        value = aux["cross_entropy"].mean()
+        return value, {"bits_per_token": value / np.log(2.0)}
+
+    def bound(params, key, batch):
+        return losses_of(net.bind(params, batch), batch)[0]
+
+    def denoiser(params, batch, train=False, key=None, raw=False):
+        if train:
+            return net.bind(params, batch, train, key)
+        return decoder_of(net, params, batch, guidance, reading="causal", mask_id=process.mask_id)
+
+    made = assemble(
+        process,
+        init,
+        loss,
+        denoiser,
+        None,
+        sampler,
+        nfe,
+        sampler_options,
+        every_sampler={"length": spec.shape[0]},
+    )
+    return made._replace(
+        bound=bound,
+        build_sampler=only_samplers(made.build_sampler, _SAMPLERS),
+        sample=sample_with_cache(made.default_sampler, denoiser),
+    )
+
+
+def check_tokens_model(what, process, spec):
+    """Raises ValueError unless the data are tokens and the process masks tokens of that vocabulary."""
+    if spec.kind != "tokens":
+        raise ValueError(f"{what} needs tokens, the data is of kind {spec.kind!r}")
+    if not isinstance(process, Absorbing):
+        raise ValueError(f"{what} needs an Absorbing process, got {type(process).__name__}")
+    if process.vocab_size != spec.vocab_size:
+        raise ValueError(
+            f"the process has vocab_size {process.vocab_size}, the data has {spec.vocab_size}"
+        )
+
+
+def check_attention(what, module, wanted):
+    """Raises ValueError for a network of another attention: its samples would be noise."""
+    found = getattr(module, "attention", None)
+    if found != wanted:
+        raise ValueError(f"{what} needs a network with attention={wanted!r}, got {found!r}")
