@@ -71,6 +71,80 @@ def small_token_transformer(**fields: Any) -> dict[str, Any]:
     } | fields
 
 
+def base_token_transformer(**fields: Any) -> dict[str, Any]:
+    """The section `network` of a text model of 12 layers, as SEDD, MDLM and RADD have it."""
+    return {
+        "name": "token_transformer",
+        "width": 768,
+        "depth": 12,
+        "heads": 12,
+        "time_conditioned": False,
+        "dtype": "bfloat16",
+        "remat": True,
+    } | fields
+
+
+def text_train(*, steps: int) -> dict[str, Any]:
+    """The section `train` of a text model, as SEDD, MDLM and RADD have it: batch 512, AdamW at 3e-4."""
+    return train(
+        steps=steps,
+        batch_size=512,
+        optimizer="adamw",
+        learning_rate=3e-4,
+        weight_decay=0.0,
+        schedule={"name": "warmup", "warmup_steps": 2500},
+        every=10_000,
+    )
+
+
+def small_tokens(data: dict[str, Any], *, length: int) -> ConfigDict:
+    """A masked model of rows of tokens that two CPU cores train in minutes."""
+    return config(
+        data=data,
+        process={"name": "absorbing", "schedule": "linear"},
+        network={
+            "name": "token_transformer",
+            "width": 128,
+            "depth": 4,
+            "heads": 4,
+            "max_length": length,
+            "time_conditioned": False,
+        },
+        method={
+            "name": "masked",
+            "objective": "count",
+            "label_dropout": 0.0,
+            "sampler": "first_hitting",
+        },
+        train=small_train(
+            steps=1500,
+            every=500,
+            optimizer="adamw",
+            learning_rate=2e-3,
+            batch_size=32,
+            ema=(0.995,),
+        ),
+        evaluate={"draws": 16},
+    )
+
+
+def small_sequences(*, path: str, length: int, **options: Any) -> ConfigDict:
+    """`small_tokens` of the sequences of a file; `options` are those of `data.sequences`."""
+    usual = {
+        "name": "sequences",
+        "path": path,
+        "length": length,
+        "test_path": "",
+        "alphabet": "file",
+        "unit": "characters",
+        "column": "",
+        "label": "",
+        "long": "cut",
+        "unknown": "error",
+    }
+    return small_tokens(usual | options, length=length)
+
+
 def small_train(*, steps: int, every: int, **options: Any) -> dict[str, Any]:
     """The section `train` of a run of minutes on two CPU cores: `train` with a cosine to its end."""
     usual = {

@@ -18,6 +18,7 @@ _EPILOG = """examples:
   python -m diffusion_jax sample   --workdir=runs/score --num=64 --sampler=dpmpp_2m --nfe=10 --out=grid.png
   python -m diffusion_jax evaluate --workdir=runs/score
   python -m diffusion_jax likelihood --workdir=runs/score --num=100
+  python -m diffusion_jax likelihood --workdir=runs/text --text news=a.txt --text books=b.txt --clean=text8
   python -m diffusion_jax statistics --workdir=runs/score
   python -m diffusion_jax inspect  --config=configs/digits/score.py
   python -m diffusion_jax list     samplers
@@ -78,6 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--num", type=int, default=64, help="number of samples (default 64)")
     sample.add_argument("--seed", type=int, default=0, help="sample i depends on seed and i alone")
     sample.add_argument("--label", type=int, help="one class for all (default: all in turn)")
+    sample.add_argument(
+        "--prompt", help='text to complete, "_" a token to fill, such as "To be, _ or"'
+    )
+    sample.add_argument("--prompt_file", "--prompt-file", help="a file of prompts, one a line")
+    sample.add_argument(
+        "--mask_symbol", "--mask-symbol", default="_", help="character to fill in prompts"
+    )
     sample.add_argument("--batch_size", type=int, default=256, help="samples at a time")
     sample.add_argument("--out", required=True, help="file: .png, .npz, or .txt for text")
     sample.add_argument("--trajectory", action="store_true", help="draw how 8 samples come about")
@@ -91,17 +99,33 @@ def build_parser() -> argparse.ArgumentParser:
     likelihood = add(
         "likelihood",
         commands.command_likelihood,
-        "bits per dimension of held-out images by the probability-flow ODE",
+        "bits per dimension of held-out images by the probability-flow ODE; perplexity of token models, "
+        "of held-out data or of any texts",
     )
     likelihood.add_argument("--workdir", required=True, help="run folder")
-    likelihood.add_argument("--num", type=int, help="held-out examples (default: all)")
+    likelihood.add_argument("--num", type=int, help="examples of a set (default: all)")
     likelihood.add_argument("--divergence", default="hutchinson", help="hutchinson or exact")
     likelihood.add_argument("--probes", type=int, default=1, help="of hutchinson, an example")
     likelihood.add_argument("--noise", default="rademacher", help="probes: rademacher or gaussian")
     likelihood.add_argument(
         "--dequantisation", default="centred", help="centred, tiled (arXiv 2011.13456) or none"
     )
-    likelihood.add_argument("--draws", type=int, default=1, help="dequantisations an example")
+    likelihood.add_argument(
+        "--draws", type=int, help="images: dequantisations (default 1); tokens: of the bound (16)"
+    )
+    likelihood.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="tokens: a text in the run's own vocabulary; may be repeated (default: held-out data)",
+    )
+    likelihood.add_argument("--clean", help="of --text: text8 reduces it to a-z and single spaces")
+    likelihood.add_argument(
+        "--unknown",
+        default="error",
+        help="characters of --text outside the vocabulary: error, drop, or a symbol to put instead",
+    )
     likelihood.add_argument("--levels", type=int, help="grey levels (default: found in the data)")
     likelihood.add_argument("--solver", default="dopri5", help="adaptive ODE solver")
     likelihood.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance")

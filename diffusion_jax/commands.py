@@ -133,11 +133,13 @@ def command_sample(arguments, rest) -> int:
 
     from diffusion_jax import __version__, evaluation
     from diffusion_jax import run as runs
+    from diffusion_jax.data.source import TEXTUAL
 
     run = runs.open_run(workdir, arguments.weights, arguments.step)
     sampler = _sampler(run, arguments) or run.method.default_sampler
-    batch = runs.conditions(run, arguments.num, label=arguments.label)
-    textual = run.spec.show in ("text", "bytes")
+    prompts = _prompts(run.spec, arguments)
+    batch = runs.conditions(run, arguments.num, label=arguments.label, prompts=prompts)
+    textual = run.spec.show in TEXTUAL
     if (out.suffix == ".txt") and not textual:
         raise UsageError(
             f"the model makes {run.spec.kind}, not text: --out must end in .png or .npz"
@@ -159,6 +161,9 @@ def command_sample(arguments, rest) -> int:
         texts = run.spec.decode(samples)
         if out.suffix == ".txt":
             out.write_text("\n".join(texts) + "\n")
+        elif run.spec.show == "notes":
+            rolls = evaluation.piano_rolls(samples, run.spec.symbols)
+            evaluation.save_png(out, evaluation.image_grid(rolls, columns=4))
         else:
             evaluation.save_png(out, evaluation.text_image(texts))
     elif run.spec.show is None:
@@ -181,6 +186,7 @@ def command_sample(arguments, rest) -> int:
             "options": _pairs(arguments.option),
             "num": arguments.num,
             "seed": arguments.seed,
+            "prompt": arguments.prompt or arguments.prompt_file,
             "workdir": str(workdir),
             "step": run.step,
             "weights": run.weights,
@@ -190,6 +196,26 @@ def command_sample(arguments, rest) -> int:
     )
     print(f"{arguments.num} samples, {sampler.name}, {sampler.nfe} network calls: {out}")
     return 0
+
+
+def _prompts(spec, arguments):
+    """The prompts asked for on the command line as tokens `[P, L]`, or None."""
+    if arguments.prompt is not None and arguments.prompt_file is not None:
+        raise UsageError("give either --prompt or --prompt_file")
+    texts = None if arguments.prompt is None else [arguments.prompt]
+    if arguments.prompt_file is not None:
+        from diffusion_jax.data.transcripts import read_text
+
+        texts = [line for line in read_text(arguments.prompt_file).splitlines() if line]
+        if not texts:
+            raise UsageError(f"--prompt_file={arguments.prompt_file!r} holds no prompts")
+    if texts is None:
+        return None
+    import numpy as np
+
+    from diffusion_jax.data.codecs import encode_prompt
+
+    return np.stack([encode_prompt(spec, text, arguments.mask_symbol) for text in texts])
 
 
 def command_evaluate(arguments, rest) -> int:
@@ -239,6 +265,11 @@ def command_likelihood(arguments, rest) -> int:
     from diffusion_jax import run as runs
 
     run = runs.open_run(workdir, arguments.weights, arguments.step)
+    if run.spec.kind == "tokens":
+        return _perplexities(run, arguments, out)
+    if arguments.text:
+        raise UsageError(f"--text needs a model of text; the run models {run.spec.kind}")
+    arguments.draws = 1 if arguments.draws is None else arguments.draws
     options = {name: getattr(arguments, name) for name in _LIKELIHOOD}
     found, report = evaluation.score_run(
         run, jax.random.key(arguments.seed), num=arguments.num, progress=True, **options
@@ -276,6 +307,66 @@ _LIKELIHOOD = (
     "atol",
     "max_steps",
 )
+
+
+def _perplexities(run, arguments, out) -> int:
+    """Perplexities of the texts named on the command line, or of held-out data."""
+    import numpy as np
+
+    from diffusion_jax import __version__, evaluation
+    from diffusion_jax import run as runs
+
+    perplexity = evaluation.perplexity
+    if arguments.num is not None and arguments.num < 1:
+        raise UsageError(f"num must be positive, got {arguments.num}")
+    sets, about = {}, {}
+    for name, path in _named_paths(arguments.text).items():
+        text = perplexity.read_text_set(
+            run.spec, name, path, clean=arguments.clean, unknown=arguments.unknown
+        )
+        sets[name] = {"tokens": text.tokens[: arguments.num]}
+        about[name] = {"path": path, "left_over": text.left_over, "changed": text.changed}
+    if not sets:
+        source = run.source("test")
+        rows = np.arange(len(source) if arguments.num is None else min(arguments.num, len(source)))
+        sets["held-out"] = source.take(rows)
+        if run.config["method"].get("answers_only"):
+            sets["held-out"]["scored"] = sets["held-out"]["prompt"] == run.spec.vocab_size
+    draws = 16 if arguments.draws is None else arguments.draws
+    rows, nats = perplexity.score_sets(
+        run.method,
+        run.params,
+        sets,
+        draws=draws,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        progress=True,
+    )
+    report = {"sets": [row | about.get(row["set"], {}) for row in rows], "draws": draws}
+    report |= {"clean": arguments.clean, "unknown": arguments.unknown, "seed": arguments.seed}
+    report |= {"step": run.step, "weights": run.weights, "checksum": runs.checksum(run.params)}
+    path = run.workdir / "likelihood.json"
+    evaluation.write_json(path, report | {"version": __version__}, nonfinite="null")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out, **nats)
+    print(perplexity.markdown(rows), end="")
+    print(f"written: {path}{'' if out is None else f', {out}'}")
+    return 0
+
+
+def _named_paths(options: Sequence[str]) -> dict[str, str]:
+    """`name=path` options; a path alone is named by its stem."""
+    out: dict[str, str] = {}
+    for option in options:
+        name, separator, path = option.partition("=")
+        name, path = (name, path) if separator else (pathlib.Path(option).stem, option)
+        if not name or not path:
+            raise UsageError(f"--text takes name=path, got {option!r}")
+        if name in out:
+            raise UsageError(f"--text: the name {name!r} occurs twice")
+        out[name] = path
+    return out
 
 
 def command_statistics(arguments, rest) -> int:

@@ -21,6 +21,7 @@ _OPTIONAL = {
     "tensorflow-datasets": "data sets by TFDS name",
     "array_record": "reading prepared TFDS sets",
     "librosa": "speech data, Griffin-Lim",
+    "tokenizers": "tokenizer files for text",
     "soundfile": "wav files",
     "tensorflow": "preparing TFDS sets, once",
 }

@@ -116,6 +116,8 @@ def train_run(
     workdir = pathlib.Path(workdir)
     if (workdir / _SPEC).is_file() and not accept_changes:
         check_same_tokens(read_spec(workdir), source.spec)
+    if options.init_from and (pathlib.Path(options.init_from) / _SPEC).is_file():
+        check_same_tokens(read_spec(pathlib.Path(options.init_from)), source.spec)
     batch = first_conditions(source, _PREVIEW)
 
     def preview(params, key, step):

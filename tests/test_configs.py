@@ -10,6 +10,7 @@ import pytest
 
 import configs
 from diffusion_jax import builder, registry
+from diffusion_jax.data.source import DataSpec, Element
 from diffusion_jax.methods.base import Context
 from diffusion_jax.run import train_config
 
@@ -40,6 +41,32 @@ def test_a_config_names_what_exists(module):
         if not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
             assert set(options) <= set(takes), kind
     train_config(config)
+
+
+TEXTS = (
+    "configs.mdlm.lm1b",
+    pytest.param("configs.mdlm.openwebtext", marks=pytest.mark.slow),
+    pytest.param("configs.radd.openwebtext", marks=pytest.mark.slow),
+    pytest.param("configs.radd.openwebtext:medium", marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("module", TEXTS)
+def test_text_of_full_scale_from_tokens_to_losses(module):
+    """Shapes alone, with as many tokens as GPT-2's vocabulary has."""
+    name, _, size = module.partition(":")
+    config = importlib.import_module(name).get_config(*([size] if size else []))
+    length = config.data.length
+    elements = {"tokens": Element((length,), "int32")}
+    spec = DataSpec(kind="tokens", elements=elements, vocab_size=50_257)
+    built = builder.build_method(config, spec)
+    key, batch = jax.random.key(0), spec.zeros(2)
+    params = jax.eval_shape(built.method.init, key, batch)
+    loss = lambda p, b: built.method.loss(p, key, b, Context(batch_size=2))
+    value, metrics = jax.eval_shape(loss, params, batch)
+    assert {value.shape, *(m.shape for m in metrics.values())} == {()}
+    drawn = jax.eval_shape(lambda p, b: built.method.sample(p, key, b), params, batch)
+    assert (drawn.shape, drawn.dtype) == ((2, length), np.int32)
 
 
 # ten seconds each: three of different kinds in every run, the others in `make test-slow`

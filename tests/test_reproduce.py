@@ -51,6 +51,17 @@ def test_equal_error_calls():
     assert equal_error_calls(curve, 0.01) == np.inf
 
 
+def test_effective_temperature():
+    from experiments.first_hitting.claim import effective_temperature
+
+    log_p = np.log(np.random.default_rng(0).dirichlet(np.ones(9), 50))
+    for temperature in (0.5, 1.0, 1.7):
+        law = np.exp(log_p / temperature)
+        law /= law.sum(axis=1, keepdims=True)
+        drawn = (law * log_p).sum(axis=1).mean()
+        assert effective_temperature(log_p, drawn) == pytest.approx(temperature, abs=1e-6)
+
+
 def test_an_unknown_paper_is_named(capsys):
     with pytest.raises(SystemExit) as caught:
         reproduce.main(["dpm_solver_v4"])

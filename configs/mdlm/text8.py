@@ -24,7 +24,13 @@ def get_config():
             "dropout": 0.05,
             "time_conditioned": False,
         },
-        method={"name": "masked", "label_dropout": 0.0, "sampler": "masked_ancestral", "nfe": 256},
+        method={
+            "name": "masked",
+            "objective": "continuous",
+            "label_dropout": 0.0,
+            "sampler": "masked_ancestral",
+            "nfe": 256,
+        },
         train=common.train(
             steps=1_000_000,
             batch_size=512,

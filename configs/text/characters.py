@@ -17,6 +17,7 @@ def get_config():
             "path": "README.md",
             "length": 64,
             "unit": "characters",
+            "tokenizer": "",
             "stride": 16,
         },
         process={"name": "absorbing", "schedule": "linear"},

@@ -13,7 +13,7 @@ import numpy as np
 _NATS_PER_BIT = float(np.log(2.0))
 
 
-def _check_tokens(tokens, vocab_size: int | None = None, name: str = "tokens") -> np.ndarray:
+def check_tokens(tokens, vocab_size: int | None = None, name: str = "tokens") -> np.ndarray:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"{name} must be a non-empty [N, L] array, got shape {tokens.shape}")
@@ -50,7 +50,7 @@ def token_counts(tokens, vocab_size: int) -> np.ndarray:
     Raises:
       ValueError: tokens are not integers [N, L] in 0 .. V-1.
     """
-    return np.bincount(_check_tokens(tokens, vocab_size).ravel(), minlength=vocab_size)
+    return np.bincount(check_tokens(tokens, vocab_size).ravel(), minlength=vocab_size)
 
 
 def entropy(counts, *, axis: int = -1) -> np.ndarray:
@@ -85,7 +85,7 @@ def histogram_baseline(train, test, vocab_size: int, *, smoothing: float = 1.0) 
       ValueError: tokens out of range or smoothing <= 0.
     """
     _check_smoothing(smoothing)
-    train, test = _check_tokens(train, vocab_size, "train"), _check_tokens(test, vocab_size, "test")
+    train, test = check_tokens(train, vocab_size, "train"), check_tokens(test, vocab_size, "test")
     counts = token_counts(train, vocab_size) + smoothing
     return _summary(np.log(counts / counts.sum())[test], train)
 
@@ -97,7 +97,7 @@ def position_baseline(train, test, vocab_size: int, *, smoothing: float = 1.0) -
       ValueError: lengths differ, tokens out of range or smoothing <= 0.
     """
     _check_smoothing(smoothing)
-    train, test = _check_tokens(train, vocab_size, "train"), _check_tokens(test, vocab_size, "test")
+    train, test = check_tokens(train, vocab_size, "train"), check_tokens(test, vocab_size, "test")
     length = train.shape[1]
     if test.shape[1] != length:
         raise ValueError(f"train and test must have one length, got {length} and {test.shape[1]}")
@@ -117,7 +117,7 @@ def bigram_baseline(train, test, vocab_size: int, *, smoothing: float = 1.0) -> 
       ValueError: tokens out of range or smoothing <= 0.
     """
     _check_smoothing(smoothing)
-    train, test = _check_tokens(train, vocab_size, "train"), _check_tokens(test, vocab_size, "test")
+    train, test = check_tokens(train, vocab_size, "train"), check_tokens(test, vocab_size, "test")
     order0 = token_counts(train, vocab_size) + smoothing
     order0 = order0 / order0.sum()
     pairs = (train[:, :-1] * vocab_size + train[:, 1:]).ravel()
@@ -144,7 +144,7 @@ def distinct_ngrams(samples, n: int = 2) -> float:
     Raises:
       ValueError: tokens are not integers [N, L], or n is not in 1 .. L.
     """
-    grams = _ngrams(_check_tokens(samples, name="samples"), n)
+    grams = _ngrams(check_tokens(samples, name="samples"), n)
     return len(np.unique(grams, axis=0)) / len(grams)
 
 
@@ -154,14 +154,14 @@ def unique_fraction(samples) -> float:
     Raises:
       ValueError: tokens are not integers [N, L].
     """
-    samples = _check_tokens(samples, name="samples")
+    samples = check_tokens(samples, name="samples")
     return len(np.unique(samples, axis=0)) / len(samples)
 
 
 def _joint_counts(samples, reference, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Counts of every n-gram that occurs in either set, in one common order."""
-    a = _ngrams(_check_tokens(samples, name="samples"), n)
-    b = _ngrams(_check_tokens(reference, name="reference"), n)
+    a = _ngrams(check_tokens(samples, name="samples"), n)
+    b = _ngrams(check_tokens(reference, name="reference"), n)
     _, index = np.unique(np.concatenate([a, b]), axis=0, return_inverse=True)
     index = index.ravel()
     size = int(index.max()) + 1

@@ -84,6 +84,9 @@ def test_another_vocabulary_is_refused(trained, tmp_path, capsys):
         assert train(trained, f"--config.data.path={tmp_path / name}.txt") == 2
         error = capsys.readouterr().err
         assert what in error and error.count("\n") == 1
+    new = [f"--config.train.init_from={trained}", f"--config.data.path={tmp_path / 'other.txt'}"]
+    assert train(tmp_path / "new", *new) == 2
+    assert "number other symbols" in capsys.readouterr().err and not (tmp_path / "new").exists()
     run = open_run(trained)
     run.config["data"]["path"] = str(tmp_path / "other.txt")
     with pytest.raises(ValueError, match="the first that differ: 'A' for 'a'"):
@@ -112,6 +115,7 @@ def test_a_run_folder_keeps_its_tokenizer(tiny_tokenizer, tmp_path, capsys):
     assert "is not the file that this was made with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_puzzles_are_prompts(tmp_path):
     workdir = tmp_path / "run"
     (tmp_path / "config.py").write_text(
