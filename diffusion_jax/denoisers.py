@@ -8,6 +8,9 @@ in float32.
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from diffusion_jax.numerics import expand, pytree_dataclass, static
 from diffusion_jax.processes import (
     PREDICTIONS,
@@ -32,6 +35,37 @@ def evaluate(denoise: Callable, x: Any, point: Any, cache: Any = None) -> tuple[
     first = point if at is not None else point["t"]
     call = denoise if at is None else at
     return (call(x, first), None) if cache is None else call(x, first, cache)
+
+
+class LogitRows:
+    """Logits `[B, L, V]` that are made where they are asked for: most samplers read a few rows of them.
+
+    Args:
+      hidden: `[B, L, C]`, what the last layer reads.
+      head: `[B, n, C] -> logits [B, n, V]`, position by position.
+    """
+
+    def __init__(self, hidden: jax.Array, head: Callable):
+        self._hidden, self._head = hidden, head
+        shape = jax.eval_shape(head, hidden)
+        self.shape, self.dtype = shape.shape, shape.dtype
+
+    def rows(self, position):
+        """Logits `[B, n, V]` at positions int `[B, n]`; one outside the sequence is taken to its end."""
+        position = position[..., None]
+        return self._head(jnp.take_along_axis(self._hidden, position, axis=1, mode="clip"))
+
+    def all(self):
+        """Logits `[B, L, V]`."""
+        return self._head(self._hidden)
+
+
+def evaluate_rows(denoise: Callable, x: Any, point: Any, cache: Any = None) -> tuple[Any, Any]:
+    """`evaluate`, but `LogitRows` from a denoiser that has `logit_rows(x, t)` and no cache."""
+    made = getattr(denoise, "logit_rows", None)
+    if made is None or cache is not None:
+        return evaluate(denoise, x, point, cache)
+    return made(x, point["t"]), None
 
 
 @pytree_dataclass

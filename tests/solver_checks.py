@@ -2,17 +2,29 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import processes, registry
 from diffusion_jax.numerics import namespace, pytree_dataclass
 from diffusion_jax.samplers import ModelStatistics
 
+
+def _likes_neighbours(x, t):
+    """A reward for `reward_guided`: tokens int `[B, L]` or weights of tokens, all 5 and the mask."""
+    weights = x if jnp.issubdtype(x.dtype, jnp.floating) else jax.nn.one_hot(x, 6)
+    return (weights * jnp.roll(weights, 1, axis=1)).sum(axis=-1) + 0.1 * weights[..., 0]
+
+
 # Arguments without which a registered sampler cannot be built, or not with the few steps of a test.
 _REQUIRED = {
+    "block_decoding": lambda process: {"block_size": 2},
+    "semi_autoregressive": lambda process: {"window": 2, "stride": 1},
     "predictor_corrector": lambda process: {"discretization": "chain"},
     "reverse_diffusion": lambda process: {"discretization": "chain"},
     "dpm_solver_v3": lambda process: {"statistics": ModelStatistics.data_prediction(process)},
+    "reward_guided": lambda process: {"reward": _likes_neighbours, "strength": 2.0, "candidates": 2},
 }
 
 

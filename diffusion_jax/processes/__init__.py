@@ -1,6 +1,6 @@
 """Forward processes: how data is destroyed. Schedules, conversions between predictions, preconditioning."""
 
-from diffusion_jax.processes import preconditioning
+from diffusion_jax.processes import preconditioning, scores
 from diffusion_jax.processes.bayesian_flow import ContinuousBFN, DiscreteBFN
 from diffusion_jax.processes.bridge import BridgeProcess, SDEBridge
 from diffusion_jax.processes.bridge_schedules import (
@@ -11,6 +11,8 @@ from diffusion_jax.processes.bridge_schedules import (
     VEBridge,
     VPBridge,
 )
+from diffusion_jax.processes.ctmc import CTMC, ctmc
+from diffusion_jax.processes.d3pm import D3PM, MaskReplace, d3pm, mask_replace
 from diffusion_jax.processes.discrete import Absorbing, DiscreteProcess, Uniform
 from diffusion_jax.processes.discrete_time import DiscreteVP, discrete_vp
 from diffusion_jax.processes.gaussian import (
@@ -33,8 +35,11 @@ from diffusion_jax.processes.mask_schedules import (
     PolynomialSchedule,
 )
 from diffusion_jax.processes.predictions import PREDICTIONS, convert, from_x0, to_x0
+from diffusion_jax.processes.state_masking import StateMasking
 
 __all__ = [
+    "CTMC",
+    "D3PM",
     "EDM",
     "I2SB",
     "PREDICTIONS",
@@ -58,17 +63,23 @@ __all__ = [
     "LinearLogSNR",
     "LinearSchedule",
     "LogSNRProcess",
+    "MaskReplace",
     "MaskSchedule",
     "PolynomialSchedule",
     "RectifiedFlow",
     "SDEBridge",
+    "StateMasking",
     "SubVP",
     "Uniform",
     "VEBridge",
     "VPBridge",
     "convert",
+    "ctmc",
+    "d3pm",
     "discrete_vp",
     "from_x0",
+    "mask_replace",
     "preconditioning",
+    "scores",
     "to_x0",
 ]

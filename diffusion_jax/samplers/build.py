@@ -4,6 +4,7 @@ from typing import Any
 
 from diffusion_jax.processes import BridgeProcess, DiscreteBFN, DiscreteProcess, GaussianProcess
 from diffusion_jax.registry import closest, entry, names
+from diffusion_jax.samplers.lsd import load_lsd
 from diffusion_jax.samplers.saved_table import load_table
 from diffusion_jax.samplers.scan import Sampler
 
@@ -45,6 +46,8 @@ def _spend(build, process, options, sampler, nfe) -> Sampler:
     while sampler.nfe > nfe and steps > 1:
         steps -= 1
         sampler = build(process, **{**options, "num_steps": steps})
+    if sampler.nfe == nfe:
+        return sampler  # more steps would cost more, or (finite chains) not exist
     for more in range(steps * nfe // sampler.nfe + 1, steps, -1):
         fuller = build(process, **{**options, "num_steps": more})
         if fuller.nfe <= nfe:
@@ -57,7 +60,8 @@ def build_sampler(process: Any, name: str, nfe: int | None = None, **options: An
 
     Args:
       process: a process; the sampler must be of its family.
-      name: registered name, or the .npz file of a saved table (`save_table`, `fit_table`).
+      name: registered name, or the .npz file of a saved table (`save_table`, `fit_table`) or of learned
+        steps (`save_lsd`, `fit_lsd`).
       nfe: network calls to spend at most; None takes the sampler's own default. A saved table makes
         as many as it makes.
       options: arguments of the sampler.
@@ -66,6 +70,8 @@ def build_sampler(process: Any, name: str, nfe: int | None = None, **options: An
         what one step costs; see `load_table` for files.
     """
     family = family_of(process)
+    if name.endswith(".npz") and family == "discrete":
+        return load_lsd(name, process, nfe=nfe, **options)
     if name.endswith(".npz"):
         if options:
             raise ValueError(f"a saved table takes no options, got {', '.join(options)}")
@@ -79,7 +85,10 @@ def build_sampler(process: Any, name: str, nfe: int | None = None, **options: An
         raise ValueError(f"nfe must be a positive int, got {nfe!r}")
     if calls == "length":
         length = options.get("length")
-        if nfe is not None and length is not None and nfe != length:
+        parallel = nfe is not None and length is not None and nfe < length
+        if parallel and found.meta.get("parallel"):
+            options["num_steps"] = nfe
+        elif nfe is not None and length is not None and nfe != length:
             raise ValueError(
                 f"sampler {name!r} makes one call a token: nfe is the length {length}, not {nfe}"
             )
@@ -91,7 +100,7 @@ def build_sampler(process: Any, name: str, nfe: int | None = None, **options: An
             )
     try:
         sampler = found.build(process, **options)
-        if nfe is not None and calls != "length":
+        if nfe is not None and calls != "length" and not found.meta.get("skips"):
             sampler = _spend(found.build, process, options, sampler, nfe)
     except TypeError as error:
         raise ValueError(f"sampler {name!r}: {error}") from error

@@ -120,23 +120,34 @@ def _filtered(logits, draw):
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
     if not draw.filters:
         return logits
+    top_k = None if draw.top_k is None else min(draw.top_k, logits.shape[-1])
+    if draw.nucleus is None:
+        kept = jax.lax.top_k(logits, top_k)[1]
+        return jnp.where(_marked(kept, True, logits.shape), logits, -jnp.inf)
     order = jnp.argsort(-logits, axis=-1, stable=True)
-    kept = jnp.ones(logits.shape, bool)
-    if draw.top_k is not None:
-        kept &= jnp.arange(logits.shape[-1]) < draw.top_k
-    if draw.nucleus is not None:
-        ordered = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        reached = jnp.cumsum(ordered, axis=-1)
-        before = reached - ordered
-        limit = jnp.asarray(draw.nucleus, logits.dtype)
-        within = {
-            "cover": before < limit,
-            "crossing": before <= limit,
-            "below": reached <= limit,
-        }[draw.nucleus_rule]
-        kept &= within.at[..., 0].set(True)
-    back = jnp.argsort(order, axis=-1)
-    return jnp.where(jnp.take_along_axis(kept, back, axis=-1), logits, -jnp.inf)
+    ordered = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    reached = jnp.cumsum(ordered, axis=-1)
+    before = reached - ordered
+    limit = jnp.asarray(draw.nucleus, logits.dtype)
+    within = {
+        "cover": before < limit,
+        "crossing": before <= limit,
+        "below": reached <= limit,
+    }[draw.nucleus_rule]
+    within = within.at[..., 0].set(True)
+    within |= limit >= 1.0  # sums may round to 1 too soon
+    if top_k is not None:
+        within &= jnp.arange(logits.shape[-1]) < top_k
+    return jnp.where(_marked(order, within, logits.shape), logits, -jnp.inf)
+
+
+def _marked(index, values, shape):
+    """bool `shape`: `values` at the places `index` `[..., n]` of the last axis, False elsewhere."""
+    index = index.reshape(-1, index.shape[-1])
+    values = jnp.broadcast_to(values, index.shape) if isinstance(values, bool) else values
+    fill = jax.vmap(lambda row, i, v: row.at[i].set(v, unique_indices=True))
+    empty = jnp.zeros((index.shape[0], shape[-1]), bool)
+    return fill(empty, index, values.reshape(index.shape)).reshape(shape)
 
 
 def filtered_log_probs(logits, draw: Draw):
@@ -150,10 +161,23 @@ def filtered_log_probs(logits, draw: Draw):
 def draw_tokens(uniform, logits, draw: Draw):
     """Tokens int32 `[...]` from logits `[..., V]` of any dtype by uniforms `[...]` (`Draw.uniforms`)."""
     filtered = _filtered(_wide(logits, draw), draw)
-    weights = jnp.exp(filtered - filtered.max(axis=-1, keepdims=True))
-    drawn = inverse_cdf(weights, uniform.astype(weights.dtype))
-    likeliest = jnp.argmax(filtered, axis=-1).astype(jnp.int32)
-    return jnp.where(jnp.asarray(draw.temperature) > 0, drawn, likeliest)
+
+    def drawn():
+        weights = jnp.exp(filtered - filtered.max(axis=-1, keepdims=True))
+        return inverse_cdf(weights, uniform.astype(weights.dtype))
+
+    def likeliest():
+        return jnp.argmax(filtered, axis=-1).astype(jnp.int32)
+
+    # not `where`: on a CPU the argmax takes longer than the draw
+    return jax.lax.cond(jnp.asarray(draw.temperature) > 0, drawn, likeliest)
+
+
+def logit_rows(logits, position):
+    """Rows `[B, n, V]` of logits `[B, L, V]`, an array or `denoisers.LogitRows`, at int `[B, n]`."""
+    if hasattr(logits, "rows"):
+        return logits.rows(position)
+    return jnp.take_along_axis(logits, position[..., None], axis=1, mode="clip")
 
 
 def draw_where(uniform, logits, where, draw: Draw, tokens, most: int = 8):
@@ -161,7 +185,7 @@ def draw_where(uniform, logits, where, draw: Draw, tokens, most: int = 8):
 
     Args:
       uniform: `[B, L]`.
-      logits: `[B, L, V]`.
+      logits: `[B, L, V]`, an array or `denoisers.LogitRows`.
       where: bool `[B, L]`.
       tokens: int `[B, L]`, kept elsewhere.
       most: positions of a sequence drawn at a time (a loop runs until all are).
@@ -178,7 +202,7 @@ def draw_where(uniform, logits, where, draw: Draw, tokens, most: int = 8):
         place = jax.lax.dynamic_slice_in_dim(order, begin, most, axis=1)
         drawn = draw_tokens(
             jnp.take_along_axis(uniform, place, axis=1, mode="clip"),
-            jnp.take_along_axis(logits, place[..., None], axis=1, mode="clip"),
+            logit_rows(logits, place),
             draw,
         )
         wanted = (begin + jnp.arange(most)) < count[:, None]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.denoisers import evaluate
+from diffusion_jax.denoisers import evaluate, evaluate_rows
 from diffusion_jax.numerics import (
     batch_size,
     example_keys,
@@ -102,22 +102,25 @@ class Call:
         self._denoise = denoise
         self.cache = cache
 
-    def __call__(self, x, point):
-        """The denoiser's output at `x`."""
-        output, self.cache = evaluate(self._denoise, x, point, self.cache)
+    def __call__(self, x, point, rows=False):
+        """The denoiser's output at `x`; with `rows` perhaps as `denoisers.LogitRows`."""
+        run = evaluate_rows if rows else evaluate
+        output, self.cache = run(self._denoise, x, point, self.cache)
         return output
 
-    def when(self, needed, x, point, use, otherwise):
+    def when(self, needed, x, point, use, otherwise, rows=False):
         """`use(output)` where `needed` holds; where not, `otherwise`, and the network is not called.
 
         Args:
           needed: bool scalar, may be traced.
           use: `(output) -> pytree`.
           otherwise: a pytree of the same structure.
+          rows: the output may be `denoisers.LogitRows`.
         """
+        run = evaluate_rows if rows else evaluate
 
         def called():
-            output, cache = evaluate(self._denoise, x, point, self.cache)
+            output, cache = run(self._denoise, x, point, self.cache)
             return use(output), cache
 
         result, self.cache = jax.lax.cond(needed, called, lambda: (otherwise, self.cache))

@@ -42,6 +42,13 @@ def quadratic(process, num_steps, t_start, t_end, power=2.0):
     return np.concatenate([[t_start], roots[1:-1] ** power, [t_end]])  # the ends without rounding
 
 
+@register("time_grid", "cosine", paper="2406.04329")
+def cosine(process, num_steps, t_start, t_end):
+    """`t = cos(pi/2 (1 - s))`, s uniform, stretched to the ends: small steps at the noise (MD4, MaskGIT)."""
+    fractions = np.sin(0.5 * np.pi * np.linspace(1.0, 0.0, num_steps + 1))
+    return np.concatenate([[t_start], t_end + (t_start - t_end) * fractions[1:-1], [t_end]])
+
+
 @register("time_grid", "both_ends")
 def both_ends(process, num_steps, t_start, t_end):
     """Equal steps of the angle in `t = sin(angle)^2`, stretched to the ends: small steps at both.

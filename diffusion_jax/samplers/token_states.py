@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,6 +51,16 @@ def check_absorbing(process):
         raise ValueError(f"this sampler needs an Absorbing process, got {type(process).__name__}")
 
 
+def check_ends_masked(process):
+    """Raises ValueError unless nearly all tokens are masked at t = 1, where sampling starts."""
+    rate = process.mask_rate(1.0)
+    if not isinstance(rate, jax.core.Tracer) and rate < 0.99:
+        raise ValueError(
+            f"{type(process.schedule).__name__} masks only {float(rate):.4g} of the tokens at t = 1: "
+            "sampling cannot start from masks; it needs at least 0.99"
+        )
+
+
 def check_length(length):
     """Raises ValueError unless `length` is None or a positive int."""
     if length is not None and (not isinstance(length, int | np.integer) or length < 1):
@@ -63,3 +74,30 @@ def check_logits(logits, tokens, vocab_size):
             f"denoise returned logits of shape {tuple(logits.shape)}; tokens {tuple(tokens.shape)} with "
             f"{vocab_size} clean tokens need {(*tokens.shape, vocab_size)} (no mask class)"
         )
+
+
+class CountedCalls:
+    """A denoiser that counts how often it is really run, in compiled programs too.
+
+    A `Call.when` that skips the network does not count. Programs compiled with it live as long as it does.
+
+    Args:
+      denoise: a denoiser without a cache.
+    """
+
+    def __init__(self, denoise):
+        self.denoise = denoise
+        self._calls = 0
+
+    def _count(self):
+        self._calls += 1
+
+    def __call__(self, x, t):
+        jax.debug.callback(self._count)
+        return self.denoise(x, t)
+
+    @property
+    def calls(self) -> int:
+        """Runs so far; waits for those under way."""
+        jax.effects_barrier()
+        return self._calls

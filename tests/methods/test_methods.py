@@ -23,6 +23,8 @@ from diffusion_jax.processes import (
     ContinuousBFN,
     Interpolant,
     LinearLogSNR,
+    LinearSchedule,
+    StateMasking,
     Uniform,
     VPBridge,
 )
@@ -30,6 +32,21 @@ from diffusion_jax.processes import (
 # A loss of the whole batch (MMD) is no mean over shards, speech has other conditions: tests of their own.
 NAMES = registry.names("method", whole_batch=None, conditions=None)
 SHARD, GLOBAL = 16, 32  # losses are computed on shards of a global batch
+# Families over tokens, with the sampler of each that makes one call a token; every new one joins here.
+TOKENS = {
+    "masked": "first_hitting",
+    "autoregressive": "left_to_right",
+    "block_diffusion": "block_decoding",
+    "dida": "block_decoding",
+    "didi_instruct": "first_hitting",
+    "genmd4": "state_masked_ancestral",
+    "refine": "first_hitting",
+    "score_entropy": "score_euler",
+    "uniform": "discrete_ancestral",
+    "d3pm": "tau_leaping",
+}
+# Of these, those whose networks say how they attend: no other network will do.
+CAUSAL = ("autoregressive", "block_diffusion", "dida")
 tiny_dit = functools.partial(DiT, patch_size=4, width=16, depth=1, heads=1, num_classes=10)
 tiny_transformer = functools.partial(
     TokenTransformer, vocab_size=17, width=16, depth=1, heads=1, num_classes=10
@@ -78,9 +95,35 @@ def build(name, module=None, **options):
         data = digits("train")
         options = {"sampler": "interpolant_euler", "nfe": 4, **options}
         return methods.interpolant(Interpolant(), module or tiny_dit(), data.spec, **options), data
-    assert name == "masked", "a new method family must join these tests"
+    assert name in TOKENS, "a new method family must join these tests"
     data = digits_tokens("train")
+    if name == "autoregressive":
+        module = module or tiny_transformer(attention="causal", time_conditioned=False)
+        return methods.autoregressive(Absorbing(17), module, data.spec, **options), data
+    if name in CAUSAL:
+        attention = "block" if name == "block_diffusion" else "causal"
+        fields = {"attention": attention, "block_size": 16, "time_conditioned": False}
+        module, make = module or tiny_transformer(**fields), getattr(methods, name)
+        return make(Absorbing(17), module, data.spec, nfe=4, **options), data
+    if name == "didi_instruct":  # the part of its loss that goes down is the divergence
+        options |= {"divergence": (1.0, 1.0), "policy": 0.1, "entropy": 0.0, "group": 2}
+        options["critic_blocks"] = None if module else 1
+        module = module or tiny_transformer()
+        return methods.didi_instruct(Absorbing(17), module, data.spec, nfe=4, **options), data
     module = module or tiny_transformer()
+    if name == "genmd4":
+        return methods.genmd4(StateMasking(17), module, data.spec, nfe=4, **options), data
+    if name == "score_entropy":
+        process = Absorbing(17, LinearSchedule(eps_end=1e-3))
+        return methods.score_entropy(process, module, data.spec, nfe=4, **options), data
+    if name == "uniform":
+        return methods.uniform(Uniform(17), module, data.spec, nfe=4, **options), data
+    if name == "d3pm":
+        options = {"num_steps": 8, "first_step": "chain", **options}
+        return methods.d3pm(Uniform(17), module, data.spec, nfe=4, **options), data
+    if name == "refine":
+        options = {"objective": "count", **options}
+        return methods.refine(Absorbing(17), module, data.spec, nfe=4, **options), data
     return methods.masked(Absorbing(17), module, data.spec, nfe=4, **options), data
 
 
@@ -95,9 +138,21 @@ def case(name):
     params = tree.unflatten(
         [jnp.asarray(0.1 * rng.standard_normal(v.shape), v.dtype) for v in leaves]
     )
-    context = Context(batch_size=GLOBAL)
-    loss = lambda params, key, batch: method.loss(params, key, batch, context)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    context = Context(batch_size=GLOBAL, state=state_of(method, zeros, batch))
+
+    def loss(params, key, batch):
+        value, metrics = method.loss(params, key, batch, context)
+        return value, {k: v for k, v in metrics.items() if k != "method_state"}
+
     return Case(method, batch, params, quick_jit(jax.value_and_grad(loss, has_aux=True)))
+
+
+def state_of(method, params, batch):
+    """What the method keeps beside its parameters, before the first step."""
+    if method.init_state is None:
+        return None
+    return method.init_state(jax.random.key(1), params, batch)
 
 
 def rows(batch, *parts):
@@ -167,7 +222,7 @@ def test_an_example_is_the_same_in_every_chunk(name):
     method, batch, params, _ = case(name)
     batch = {k: v for k, v in batch.items() if k in ("label", "source", "index", "tokens")}
     shape = (6, 8, 8, 1)
-    if name == "masked":
+    if name in TOKENS:
         shape = (6, 64)
         tokens = batch.pop("tokens")
         free = rows(batch, (0, 6))
@@ -181,7 +236,7 @@ def test_an_example_is_the_same_in_every_chunk(name):
     assert first.shape == shape
     np.testing.assert_allclose(first[3:], second[:3], rtol=1e-4, atol=1e-5)
     assert (np.asarray(sample(params, jax.random.key(6), rows(batch, (0, 6)))) != first).any()
-    if name == "masked":
+    if name in TOKENS:
         np.testing.assert_array_equal(first[:, :20], tokens[:6, :20])  # the prompt stays
         assert first.min() >= 0 and first.max() < 17 and len(np.unique(first[:, 20:], axis=0)) == 6
     else:
@@ -192,7 +247,7 @@ def test_an_example_is_the_same_in_every_chunk(name):
 def test_conditions_reach_the_network(name):
     method, batch, params, _ = case(name)
     batch = rows(batch, (0, 4))
-    x = batch["tokens"] if name == "masked" else batch["image"]
+    x = batch["tokens"] if name in TOKENS else batch["image"]
 
     @quick_jit
     def predict(params, batch):
@@ -210,7 +265,7 @@ def test_conditions_reach_the_network(name):
 @each
 def test_another_sampler_can_be_asked_for(name):
     method, batch, params, _ = case(name)
-    assert method.default_sampler.nfe == 4
+    assert method.default_sampler.nfe == (64 if name == "autoregressive" else 4)
     chosen, nfe = {
         "score": ("ddim", 5),
         "vdm": ("ddim", 5),
@@ -218,14 +273,14 @@ def test_another_sampler_can_be_asked_for(name):
         "bridge": ("ddbm_heun", 5),
         "consistency_bridge": ("dbim", 5),
         "interpolant": ("interpolant_heun", 5),
-        "masked": ("first_hitting", 64),
+        **{family: (sampler, 64) for family, sampler in TOKENS.items()},
     }[name]
     sampler = method.build_sampler(chosen, nfe)
     assert sampler.nfe == nfe
     two = rows(batch, (0, 2))
     run = lambda key: method.sample(params, key, two, sampler, trajectory=True)
     x, path = jax.eval_shape(run, jax.random.key(0))
-    assert path.shape == (nfe + 1, *x.shape) and len(x.shape) == (2 if name == "masked" else 4)
+    assert path.shape == (nfe + 1, *x.shape) and len(x.shape) == (2 if name in TOKENS else 4)
     with pytest.raises(ValueError, match="unknown sampler 'dimm'"):
         method.build_sampler("dimm")
 
@@ -254,14 +309,40 @@ def test_a_raw_denoiser_is_not_clipped(name, options):
     np.testing.assert_array_equal(used, np.clip(raw, -1.0, 1.0))
 
 
-def test_masked_loss_is_in_nats_a_token():
-    """A network that knows nothing costs log V a token, whatever the times."""
+def test_masked_losses_and_bounds_are_in_nats():
+    """A network that knows nothing costs log V a token: exactly by counts, on average by times."""
     made = case("masked")
     nothing = jax.tree.map(jnp.zeros_like, made.params)
     shard = rows(made.batch, (0, SHARD))
-    values = np.array([made.loss(nothing, seed, shard)[0] for seed in range(60)], float)
+    assert made.loss(nothing, 0, shard)[0] == pytest.approx(np.log(17), rel=1e-6)
+    bound = quick_jit(made.method.bound)(nothing, jax.random.key(0), shard)
+    np.testing.assert_allclose(bound, 64 * np.log(17), rtol=1e-5)
+    method, _ = build("masked", objective="continuous")
+    context = Context(batch_size=GLOBAL)
+    loss = quick_jit(lambda seed: method.loss(nothing, jax.random.key(seed), shard, context)[0])
+    values = np.array([loss(seed) for seed in range(60)], float)
     error = 4 * values.std() / np.sqrt(len(values))
     assert values.mean() == pytest.approx(np.log(17) * (1 - 1e-3), abs=error)
+
+
+def test_masked_answers_only():
+    """Prompts are never masked, and only what they leave open counts."""
+    data = digits_tokens("train")
+    spec = dataclasses.replace(
+        data.spec, elements={**data.spec.elements, "prompt": data.spec.elements["tokens"]}
+    )
+    method = methods.masked(Absorbing(17), tiny_transformer(), spec, answers_only=True, nfe=4)
+    made = case("masked")
+    nothing = jax.tree.map(jnp.zeros_like, made.params)
+    shard = rows(made.batch, (0, SHARD))
+    open_places = np.arange(64) < np.arange(1, SHARD + 1)[:, None]
+    shard["prompt"] = np.where(open_places, 17, shard["tokens"])
+    loss, _ = quick_jit(lambda key: method.loss(nothing, key, shard, Context()))(jax.random.key(0))
+    assert loss == pytest.approx(np.log(17), rel=1e-6)
+    bound = quick_jit(lambda key: method.bound(nothing, key, shard))(jax.random.key(0))
+    np.testing.assert_allclose(bound, np.arange(1, SHARD + 1) * np.log(17), rtol=1e-5)
+    with pytest.raises(ValueError, match="answers_only needs data with a 'prompt'; it has"):
+        methods.masked(Absorbing(17), tiny_transformer(), data.spec, answers_only=True)
 
 
 # What the families compose, with a network that can be read
@@ -287,16 +368,23 @@ def four():
     return rows(case("score").batch, (0, 4))
 
 
-@each
+# blocks: test_block.py; a student that only sees masks: test_didi_instruct.py
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (*CAUSAL, "didi_instruct")])
 def test_times_are_spread_over_the_global_batch_and_no_key_is_used_twice(name):
-    one_head = {"targets": "velocity"} if name == "interpolant" else {}
-    method, data = build(name, Affine(), **one_head)
+    # one head; and the loss by counts is the same for all counts where the network knows nothing
+    options = {"interpolant": {"targets": "velocity"}, "masked": {"objective": "continuous"}}
+    method, data = build(name, Affine(), **options.get(name, {}))
     batch = data.take(np.arange(4)) | {"index": np.arange(4, dtype=np.int32)}
 
     @quick_jit
     def losses(key):
         sizes = (None, 4, 8)
-        return [method.loss({"w": 0.5}, key, batch, Context(batch_size=n))[0] for n in sizes]
+        params = {"w": 0.5}
+        if name == "genmd4":
+            params = {"network": params, "powers": jnp.ones(17)}
+        state = state_of(method, params, batch)
+        context = lambda n: Context(batch_size=n, state=state)
+        return [method.loss(params, key, batch, context(n))[0] for n in sizes]
 
     with jax.debug_key_reuse(True):
         alone, whole, shard = losses(jax.random.key(0))
@@ -415,6 +503,14 @@ def test_an_unconditional_model_cannot_be_guided():
         (
             lambda: methods.masked(Absorbing(17), tiny_transformer(), digits().spec),
             "a masked model needs tokens, the data is of kind 'image'",
+        ),
+        (
+            lambda: build("masked", objective="kount"),
+            "masking must be one of .* did you mean 'count'",
+        ),
+        (
+            lambda: methods.genmd4(Absorbing(17), tiny_transformer(), digits_tokens().spec),
+            "genmd4 needs a StateMasking process, got Absorbing",
         ),
         (
             lambda: methods.masked(Absorbing(16), tiny_transformer(), digits_tokens().spec),

@@ -1,5 +1,6 @@
-"""The masked bound: the authors' integrands, and exact likelihoods by enumeration."""
+"""The masked bounds: the authors' integrands, and exact likelihoods by enumeration."""
 
+import functools
 import itertools
 
 import jax
@@ -10,6 +11,8 @@ from golden_files import golden
 from quick_jit import quick_jit
 
 from diffusion_jax import objectives, oracles
+from diffusion_jax.evaluation import mask_sets
+from diffusion_jax.objectives import masked
 from diffusion_jax.processes import (
     Absorbing,
     CosineAlphaSchedule,
@@ -38,7 +41,8 @@ SEQUENCES = np.array(list(itertools.product(range(V), repeat=L)))
 
 def golden_losses():
     stored = golden("processes_discrete").items()
-    return {k.removeprefix("loss_"): v for k, v in stored if k.startswith("loss_")}
+    found = {k.removeprefix("loss_"): v for k, v in stored if k.startswith("loss_")}
+    return golden("discrete_losses") | {k: found[k] for k in ("cond", "model_logits")}
 
 
 @pytest.mark.parametrize("network", ["oracle", "model"])
@@ -49,9 +53,21 @@ def test_integrands_of_the_official_codes(network, x64):
     summed = objectives.masked_sum(jnp.asarray(logits), jnp.asarray(g["x0"]), g["mask"])
     exact = np.where(g["mask"], g[f"{network}_ce"], 0.0).sum(axis=1)
     np.testing.assert_allclose(summed, exact, atol=1e-9)
-    for name, schedule in SCHEDULES.items():
-        integrand = Absorbing(4, schedule).weight(g["t"]) * summed
-        np.testing.assert_allclose(integrand, g[f"{network}_{name}"], atol=1e-9, rtol=1e-9)
+    t, count = g["t"], g["mask"].sum(axis=1)
+    weights = {name: Absorbing(4, schedule).weight(t) for name, schedule in SCHEDULES.items()}
+    weights |= {"dse": weights["mdlm_nelbo"], "lambda_dce": 1.0 / t, "k_dce": 5 / count}
+    np.testing.assert_allclose(masked.count_weight(count, 5), 5 / count)
+    for steps in (4, 10, 1000):
+        md4 = Absorbing(4, SCHEDULES["nelbo_md4_linear"])
+        end = masked.finite_time(t, steps)
+        weights[f"md4_discrete_T{steps}"] = masked.finite_weight(md4, end, steps)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(
+            weight * summed, g[f"{network}_{name}"], atol=1e-9, rtol=1e-9, err_msg=name
+        )
+    loglinear = Absorbing(4, SCHEDULES["mdlm_nelbo"])
+    official = weights["mdlm_nelbo"] * summed + objectives.score_offset(loglinear, t, count)
+    np.testing.assert_allclose(official, g[f"{network}_t_dce_official"], atol=1e-9, rtol=1e-9)
 
 
 def test_the_loss_of_given_masks_and_times(x64, monkeypatch):
@@ -119,26 +135,195 @@ def test_the_bound_of_the_exact_model_is_the_likelihood_of_every_sequence(schedu
     np.testing.assert_allclose(bound, -np.log(TABLE[tuple(SEQUENCES.T)]), rtol=3e-6)
 
 
-@pytest.mark.parametrize("times", ["uniform", "independent"])
-def test_the_loss_is_an_unbiased_estimate_of_the_bound(times):
-    process = Absorbing(V, CosineSchedule(), t_min=0.01)
+MD4 = CosineSchedule(1e-4, 1e-4)
+MASKINGS = {
+    "continuous": (Absorbing(V, CosineSchedule(), t_min=0.01), {}),
+    "independent": (Absorbing(V, CosineSchedule(), t_min=0.01), {"times": "independent"}),
+    "importance": (Absorbing(V, MD4, t_min=0.01), {}),
+    "lambda": (Absorbing(V, MD4), {}),
+    "smdm": (Absorbing(V), {"eps": 0.02}),
+    "count": (Absorbing(V, MD4), {}),
+    "finite": (Absorbing(V, MD4), {"steps": 4}),
+}
+
+
+def exact_values(name, values):
+    """What a masking estimates: by the sizes' exact weights, or by quadrature."""
+    process, _ = MASKINGS[name]
+    if name in ("lambda", "count"):
+        weights = mask_sets.any_order_weights(L)
+    elif name == "smdm":
+        weights = mask_sets.rate_weights(L, 0.02, 1.0) / 0.98
+    elif name == "finite":
+        weights = mask_sets.step_weights(process, L, 4)
+    else:
+        ends = process.mask_rate(0.01), process.mask_rate(1.0)
+        weights = mask_sets.rate_weights(L, *ends)
+    return mask_sets.weighted_bound(values, weights)
+
+
+@functools.cache
+def oracle_values():
+    return mask_sets.cross_entropies(Absorbing(V), oracles.token_table(TABLE), SEQUENCES)
+
+
+@pytest.mark.parametrize("name", MASKINGS)
+def test_every_loss_is_an_unbiased_estimate_of_its_bound(name):
+    process, options = MASKINGS[name]
+    masking = {"independent": "continuous", "smdm": "lambda"}.get(name, name)
     each = 600
     tokens = jnp.asarray(np.tile(SEQUENCES, (each, 1)), jnp.int32)
     oracle = oracles.token_table(TABLE)
     losses, aux = quick_jit(
         lambda key, tokens: objectives.masked_cross_entropy(
-            process, oracle, key, tokens, times=times
+            process, oracle, key, tokens, masking=masking, **options
         )
     )(jax.random.key(0), tokens)
     assert losses.dtype == jnp.float32 and losses.shape == (each * 27,)
-    assert float(aux["t"].min()) >= 0.01
-    exact = expected(CosineSchedule(), *cross_entropy_of_each_mask(), low=0.01)
+    assert float(aux["t"].min()) >= (0.0 if masking in ("lambda", "count", "finite") else 0.01)
+    exact = exact_values(name, oracle_values())
     # all sequences together, and each alone
     values = np.asarray(losses, float).reshape(each, 27)
     error = values.std() / np.sqrt(values.size)
     assert values.mean() == pytest.approx(exact.mean(), abs=4 * error)
     errors = values.std(axis=0) / np.sqrt(each)
     assert (np.abs(values.mean(axis=0) - exact) < 4.5 * errors).all()
+
+
+def test_counts_are_exact_and_spread_over_the_batch():
+    length, num = 7, 28
+    tokens = jnp.zeros((num, length), jnp.int32)
+    where = np.arange(length) < np.array([[7], [3], [1], [0]] * 7)
+    process = Absorbing(V, PolynomialSchedule(2.0))
+
+    @quick_jit
+    def draw(key, where):
+        index = jnp.arange(num)
+        return masked.by_count(process, key, tokens, index, num, where)
+
+    for seed in range(3):
+        x, _, weight = draw(jax.random.key(seed), None)
+        count = np.asarray(x == V).sum(axis=1)
+        np.testing.assert_array_equal(np.bincount(count, minlength=8), [0, *[4] * 7])
+        np.testing.assert_allclose(weight, 7 / count)
+        x, _, weight = draw(jax.random.key(seed), where)
+        hit = np.asarray(x == V)
+        assert not (hit & ~where).any()
+        free = where.sum(axis=1)
+        assert (hit.sum(axis=1) >= 1)[free > 0].all() and (weight[free == 0] == 0).all()
+        assert (hit.sum(axis=1)[free == 1] == 1).all()
+
+
+def test_counts_come_with_the_rate_at_which_they_occur():
+    """k masks among L: the rate is Beta(k, L - k + 1), so a network that sees t is unbiased too."""
+    process = Absorbing(V, PolynomialSchedule(2.0))
+    tokens = jnp.asarray(np.tile(SEQUENCES, (1500, 1)), jnp.int32)
+
+    def seeing(x, t):  # prefers token 0 the more, the later it is
+        return jnp.zeros((*x.shape, V)).at[..., 0].set(3.0 * jnp.asarray(t)[:, None])
+
+    losses, aux = quick_jit(
+        lambda key: objectives.masked_cross_entropy(process, seeing, key, tokens, masking="count")
+    )(jax.random.key(1))
+    exact = mask_sets.time_bound(
+        process, lambda x, t: seeing(x, jnp.full(x.shape[0], t)), SEQUENCES, nodes=30
+    )
+    values = np.asarray(losses, float).reshape(-1, 27)
+    errors = values.std(axis=0) / np.sqrt(len(values))
+    assert (np.abs(values.mean(axis=0) - exact) < 4.5 * errors).all()
+    k = np.round(np.asarray(aux["masked"]) * L)
+    rate = np.asarray(process.mask_rate(aux["t"]))
+    for n in range(1, L + 1):
+        some = rate[k == n]
+        assert some.mean() == pytest.approx(n / (L + 1), abs=4 * some.std() / np.sqrt(len(some)))
+
+
+def test_counts_vary_least():
+    tokens = jnp.asarray(np.tile(SEQUENCES, (400, 1)), jnp.int32)
+    oracle, process = oracles.token_table(TABLE), Absorbing(V, t_min=1e-3)
+    spread = {}
+    for name in ("count", "lambda"):
+        losses, _ = quick_jit(
+            lambda key, name=name: objectives.masked_cross_entropy(
+                process, oracle, key, tokens, masking=name
+            )
+        )(jax.random.key(0))
+        spread[name] = np.asarray(losses, float).reshape(-1, 27).var(axis=0).mean()
+    assert spread["count"] == pytest.approx(
+        mask_sets.count_variance(oracle_values()).mean(), rel=0.1
+    )
+    assert spread["lambda"] > 3 * spread["count"]
+
+
+@pytest.mark.parametrize("masking", masked.MASKINGS)
+def test_a_uniform_network_costs_log_v_a_token(masking):
+    """And nothing is NaN where t or the rate is 0."""
+    process = Absorbing(50, t_min=0.0 if masking != "importance" else 1e-6)
+    tokens = jnp.zeros((4096, 6), jnp.int32)
+    slope = lambda scale, key: objectives.masked_cross_entropy(
+        process, lambda x, t: scale * jnp.zeros((*x.shape, 50)), key, tokens, masking=masking
+    )[0].mean()
+    value, gradient = quick_jit(jax.value_and_grad(slope))(1.0, jax.random.key(0))
+    assert gradient == 0.0
+    tolerance = 1e-5 if masking == "count" else 0.6
+    assert value == pytest.approx(6 * np.log(50), rel=tolerance / 10)
+
+
+def test_nothing_is_nan_at_the_ends():
+    process = Absorbing(V)
+    ends = lambda process, key, index, total: (jnp.array([0.0, 1.0]), jnp.ones(2))
+    tokens = jnp.zeros((2, L), jnp.int32)
+    losses, _ = objectives.masked_cross_entropy(
+        process,
+        lambda x, t: jnp.zeros((2, L, V)),
+        jax.random.key(0),
+        tokens,
+        times=ends,
+    )
+    np.testing.assert_allclose(losses, [0.0, L * np.log(V)], rtol=1e-6)
+    offset = objectives.score_offset(process, jnp.array([0.0, 1e-8, 1.0]), jnp.array([0, 1, L]))
+    assert np.isfinite(offset).all() and offset[0] == 0.0
+
+
+def test_answers_given_their_prompts():
+    """`where` bounds the likelihood of the rest given what is never masked: exactly so for the oracle."""
+    where = np.array([False, True, True])
+    each = 500
+    tokens = jnp.asarray(np.tile(SEQUENCES, (each, 1)), jnp.int32)
+    losses, _ = quick_jit(
+        lambda key: objectives.masked_cross_entropy(
+            Absorbing(V),
+            oracles.token_table(TABLE),
+            key,
+            tokens,
+            masking="count",
+            where=jnp.broadcast_to(where, tokens.shape),
+        )
+    )(jax.random.key(2))
+    exact = -np.log(TABLE / TABLE.sum(axis=(1, 2), keepdims=True)).reshape(-1)
+    values = np.asarray(losses, float).reshape(each, 27)
+    errors = values.std(axis=0) / np.sqrt(each)
+    assert (np.abs(values.mean(axis=0) - exact) < 4.5 * errors).all()
+
+
+def test_importance_sampling_has_a_constant_weight():
+    """MDLM: -log p times -f_0; there the log rate is taken to end at 0."""
+    process = Absorbing(V, LinearSchedule(eps_end=1e-3), t_min=1e-3)
+    draw = masked.build_masking("importance")
+    _, t, weight = draw(
+        process, jax.random.key(0), jnp.zeros((64, L), jnp.int32), jnp.arange(64), 64, None
+    )
+    low, high = (np.log(process.mask_rate(v)) for v in (1e-3, 1.0))
+    np.testing.assert_allclose(weight, high - low, rtol=1e-4)
+    rates = np.sort(np.log(process.mask_rate(np.asarray(t, float))))
+    np.testing.assert_allclose(np.diff(rates), (high - low) / 64, rtol=1e-2)
+
+
+def test_the_reconstruction_term():
+    md4 = Absorbing(7, MD4, t_min=0.0)
+    assert objectives.uniform_reconstruction(md4, 10) == pytest.approx(10 * 1e-4 * np.log(7))
+    linear = Absorbing(7, t_min=1e-3)
+    assert objectives.uniform_reconstruction(linear, 10) == pytest.approx(1e-2 * np.log(7))
 
 
 def test_no_gradient_at_the_exact_model():
@@ -216,4 +401,21 @@ def test_errors(tokens, denoise, words):
     with pytest.raises(ValueError, match=words):
         objectives.masked_cross_entropy(
             Absorbing(3), denoise or (lambda x, t: x), jax.random.key(0), jnp.asarray(tokens)
+        )
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"masking": "counts"}, "masking must be one of .*'counts'; did you mean 'count'"),
+        ({"where": jnp.ones((1, 3), bool)}, r"where must be bool of shape \(1, 2\)"),
+        ({"masking": "finite", "steps": 0}, "steps must be a positive int, got 0"),
+        ({"masking": "importance"}, "needs a mask rate above 0 at t_min"),
+    ],
+)
+def test_option_errors(options, words):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    with pytest.raises(ValueError, match=words):
+        objectives.masked_cross_entropy(
+            Absorbing(3, t_min=0.0), lambda x, t: x, jax.random.key(0), tokens, **options
         )

@@ -1,6 +1,5 @@
 """Discrete processes and masked samplers against exact enumeration over a joint table of 4^5 sequences."""
 
-import functools
 import itertools
 
 import jax
@@ -8,6 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import golden
+from token_laws import (
+    CLEAN,
+    NUM,
+    STATES,
+    L,
+    Lookup,
+    P,
+    V,
+    conditionals,
+    crooked,
+    distance,
+    draws,
+    index_of,
+    push,
+    standard_scores,
+)
 
 from diffusion_jax.processes import (
     Absorbing,
@@ -18,54 +33,12 @@ from diffusion_jax.processes import (
 )
 from diffusion_jax.samplers import first_hitting, masked_ancestral, sample
 
-V, L = 4, 5
-P = golden("discrete_table")["p"]
-STATES = np.indices((V + 1,) * L).reshape(L, -1).T  # all masked states, mask id V
-CLEAN = (STATES < V).all(axis=1)
 SCHEDULES = {
     "linear": LinearSchedule(),
     "loglinear": LinearSchedule(eps_end=1e-3),
     "cosine": CosineSchedule(),
     "geometric": GeometricSchedule(1e-4, 20.0),
 }
-
-
-@functools.cache
-def conditionals():
-    """p(x0_i = v | unmasked tokens) for every masked state, `[(V+1)^L, L, V]`, by summing the table."""
-    # sums[x] = total mass of the sequences that agree with the masked state x
-    sums = P
-    for axis in range(L):
-        sums = np.concatenate([sums, sums.sum(axis=axis, keepdims=True)], axis=axis)
-    out = np.empty((len(STATES), L, V))
-    for i in range(L):
-        moved = np.moveaxis(sums, i, -1)[..., :V]
-        rest = np.delete(STATES, i, axis=1)
-        joint = moved[tuple(rest.T)]
-        out[:, i] = joint / joint.sum(axis=-1, keepdims=True)
-    shown = np.eye(V)[np.minimum(STATES, V - 1)]
-    return np.where((STATES < V)[..., None], shown, out)
-
-
-@functools.cache
-def crooked():
-    """A network that is no model of any joint: the exact conditionals, bent by a fixed pattern."""
-    pattern = np.sin(1.7 * np.arange(len(STATES) * L * V)).reshape(-1, L, V)
-    bent = conditionals() * np.exp(1.2 * pattern)
-    return bent / bent.sum(axis=-1, keepdims=True)
-
-
-def index_of(states):
-    return states @ (V + 1) ** np.arange(L)[::-1]
-
-
-def push(law, transition):
-    """One step of a chain whose positions move independently given the state: `[S]`, `[S, L, V+1]`."""
-    here = law > 0
-    head = np.einsum("s,si,sj->sij", law[here], transition[here, 0], transition[here, 1])
-    tail = np.einsum("si,sj,sk->sijk", *(transition[here, i] for i in (2, 3, 4)))
-    # not by `@`: threaded BLAS crawls where the cores are busy
-    return np.einsum("sij,sklm->ijklm", head, tail).reshape(-1)
 
 
 def ancestral_law(process, network, num_steps):
@@ -95,11 +68,6 @@ def any_order_law(network):
                 )
         law = following
     return law[CLEAN]
-
-
-def distance(a, b):
-    """Total variation."""
-    return 0.5 * np.abs(np.ravel(a) - np.ravel(b)).sum()
 
 
 @pytest.mark.parametrize("network", ("oracle", "model"))
@@ -186,40 +154,6 @@ def test_ancestral_sampling_is_of_first_order():
 def test_any_order_law_of_the_exact_network_is_the_data():
     assert distance(any_order_law(conditionals()), P) < 1e-12
     assert distance(any_order_law(crooked()), P) > 0.1
-
-
-class Lookup:
-    """Logits of a table over masked states, with an arbitrary shift at each position."""
-
-    def __init__(self, probs):
-        logits = np.maximum(np.log(np.maximum(probs, 1e-300)), -60.0)
-        self.table = jnp.asarray(logits + np.arange(L)[:, None], jnp.float32)
-        self.powers = jnp.asarray((V + 1) ** np.arange(L)[::-1])
-
-    def __call__(self, tokens, t):
-        return self.table[tokens @ self.powers]
-
-
-NUM = 40_000
-
-
-def draws(sampler, network, seed):
-    tokens = np.asarray(sample(sampler, Lookup(network), jax.random.key(seed), NUM))
-    assert tokens.shape == (NUM, L) and tokens.min() >= 0 and tokens.max() < V
-    return np.bincount(tokens @ V ** np.arange(L)[::-1], minlength=V**L)
-
-
-def standard_scores(counts, law):
-    """Pearson's statistic in units of its deviation; cells expecting fewer than 5 are one cell."""
-    expected = np.ravel(law) * counts.sum()
-    small = expected < 5
-    counts = np.append(counts[~small], counts[small].sum())
-    expected = np.append(expected[~small], expected[small].sum())
-    kept = expected > 0
-    assert counts[~kept].sum() == 0
-    statistic = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
-    freedom = kept.sum() - 1
-    return (statistic - freedom) / np.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("n", (1, 2, 8))
