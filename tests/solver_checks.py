@@ -24,7 +24,11 @@ _REQUIRED = {
     "predictor_corrector": lambda process: {"discretization": "chain"},
     "reverse_diffusion": lambda process: {"discretization": "chain"},
     "dpm_solver_v3": lambda process: {"statistics": ModelStatistics.data_prediction(process)},
-    "reward_guided": lambda process: {"reward": _likes_neighbours, "strength": 2.0, "candidates": 2},
+    "reward_guided": lambda process: {
+        "reward": _likes_neighbours,
+        "strength": 2.0,
+        "candidates": 2,
+    },
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from diffusion_jax import objectives
 from diffusion_jax.methods.base import Method, Network, assemble
 from diffusion_jax.methods.decoding import decoder_of, only_samplers, sample_with_cache
-from diffusion_jax.processes import Absorbing
+from diffusion_jax.methods.token_models import check_answers, check_masked_model
 from diffusion_jax.registry import register
 
 _SAMPLERS = ("left_to_right",)
@@ -48,10 +48,9 @@ def autoregressive(
       ValueError: data that are not tokens, a process that is not `Absorbing` or of another vocabulary, a
         network that sees what it is to predict.
     """
-    check_tokens_model("an autoregressive model", process, spec)
+    check_masked_model("an autoregressive model", process, spec)
     check_attention("an autoregressive model", module, "causal")
-    if answers_only and "prompt" not in spec.elements:
-        raise ValueError(f"answers_only needs data with a 'prompt'; it has {sorted(spec.elements)}")
+    check_answers(answers_only, spec)
     net = Network.of(module, spec, label_dropout)
 
     def init(key, batch):
@@ -90,18 +89,6 @@ def autoregressive(
         build_sampler=only_samplers(made.build_sampler, _SAMPLERS),
         sample=sample_with_cache(made.default_sampler, denoiser),
     )
-
-
-def check_tokens_model(what, process, spec):
-    """Raises ValueError unless the data are tokens and the process masks tokens of that vocabulary."""
-    if spec.kind != "tokens":
-        raise ValueError(f"{what} needs tokens, the data is of kind {spec.kind!r}")
-    if not isinstance(process, Absorbing):
-        raise ValueError(f"{what} needs an Absorbing process, got {type(process).__name__}")
-    if process.vocab_size != spec.vocab_size:
-        raise ValueError(
-            f"the process has vocab_size {process.vocab_size}, the data has {spec.vocab_size}"
-        )
 
 
 def check_attention(what, module, wanted):

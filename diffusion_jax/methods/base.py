@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.denoisers import LogitRows
 from diffusion_jax.guidance.transforms import clip as clip_transform
 from diffusion_jax.guidance.transforms import guide
 from diffusion_jax.numerics import example_keys, pytree_dataclass, static
+from diffusion_jax.objectives.token_cross_entropy import chunked, cross_entropy
 from diffusion_jax.registry import entry, names
 from diffusion_jax.samplers.build import build_sampler, family_of
 from diffusion_jax.samplers.scan import sample as run_sampler
@@ -123,7 +125,8 @@ class Network:
         """`(x, t) -> output`, a pytree that carries parameters and conditions as leaves."""
         conditions = self.conditions(batch)
         if not train:
-            return jax.tree_util.Partial(_apply, _StaticModule(self.module), params, conditions)
+            plain = jax.tree_util.Partial(_apply, _StaticModule(self.module), params, conditions)
+            return self._bound(plain)
         if self.num_classes and self.label_dropout:
             keys = example_keys(jax.random.fold_in(key, _LABEL), batch["index"])
             dropped = jax.vmap(jax.random.uniform)(keys) < self.label_dropout
@@ -131,7 +134,10 @@ class Network:
         # under pmap each device must drop other units: its first example tells devices apart
         dropout = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), batch["index"][0])
         module = _StaticModule(self.module)
-        return jax.tree_util.Partial(_apply_train, module, params, conditions, dropout)
+        return self._bound(jax.tree_util.Partial(_apply_train, module, params, conditions, dropout))
+
+    def _bound(self, plain):
+        return TokenNetwork(plain) if hasattr(self.module, "logits") else plain
 
     def unconditional(self, batch):
         """The batch with every label replaced by the null label."""
@@ -154,13 +160,44 @@ class _StaticModule:
         return isinstance(other, _StaticModule) and self.module == other.module
 
 
-def _apply(module, params, conditions, x, t):
-    return module.module.apply({"params": params}, x, t, **conditions)
+def _apply(module, params, conditions, x, t, **more):
+    return module.module.apply({"params": params}, x, t, **{**conditions, **more})
 
 
-def _apply_train(module, params, conditions, dropout, x, t):
+def _apply_train(module, params, conditions, dropout, x, t, **more):
+    given = {**conditions, **more}
     rngs = {"dropout": dropout}
-    return module.module.apply({"params": params}, x, t, **conditions, train=True, rngs=rngs)
+    return module.module.apply({"params": params}, x, t, **given, train=True, rngs=rngs)
+
+
+@pytree_dataclass
+class TokenNetwork:
+    """A bound network whose module has its last layer apart (`module.logits(params, hidden)`).
+
+    Beside `(x, t) -> logits` it gives what is made of its logits position by position, in pieces where
+    they are many (`objectives.token_cross_entropy.chunked`).
+    """
+
+    plain: Any
+
+    def __call__(self, x, t, **more):
+        return self.plain(x, t, **more)
+
+    def reduced(self, x, t, reduce, *arrays, **more):
+        """`reduce(logits, *arrays)`, `[B, L, ...]`."""
+        module, params = self.plain.args[:2]
+        head = lambda hidden: module.module.logits(params, hidden)
+        return chunked(head, reduce, self.plain(x, t, hidden=True, **more), *arrays)
+
+    def cross_entropy(self, x, t, targets, **more):
+        """`-log p(targets_i | x)`, float32 `[B, L]`."""
+        return self.reduced(x, t, cross_entropy, targets, **more)
+
+    def logit_rows(self, x, t, **more):
+        """The logits as `denoisers.LogitRows`: a sampler that reads a few has no others made."""
+        module, params = self.plain.args[:2]
+        head = lambda hidden: module.module.logits(params, hidden)
+        return LogitRows(self.plain(x, t, hidden=True, **more), head)
 
 
 def sampling_denoiser(plain, *, clip: bool, net: Network | None = None, guidance: float = 1.0):

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 
 from diffusion_jax import objectives
-from diffusion_jax.methods.autoregressive import check_attention, check_tokens_model
+from diffusion_jax.methods.autoregressive import check_attention
 from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
 from diffusion_jax.methods.decoding import decoder_of, only_samplers, sample_with_cache
+from diffusion_jax.methods.token_models import check_masked_model
 from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.token_states import check_ends_masked
 
@@ -52,7 +53,7 @@ def block_diffusion(
         that does not end fully masked, a network of another attention or block size, a bad objective.
     """
     what = "a block diffusion model"
-    check_tokens_model(what, process, spec)
+    check_masked_model(what, process, spec)
     check_ends_masked(process)
     check_attention(what, module, "block")
     size = check_block_size(what, module, block_size)

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 
 from diffusion_jax import objectives
-from diffusion_jax.methods.autoregressive import check_attention, check_tokens_model
+from diffusion_jax.methods.autoregressive import check_attention
 from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
 from diffusion_jax.methods.block_diffusion import check_block_size
 from diffusion_jax.methods.decoding import decoder_of, only_samplers, sample_with_cache
+from diffusion_jax.methods.token_models import check_masked_model
 from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.token_states import check_ends_masked
 
@@ -68,7 +69,7 @@ def dida(
         weight.
     """
     what = "DiDA"
-    check_tokens_model(what, process, spec)
+    check_masked_model(what, process, spec)
     check_ends_masked(process)
     check_attention(what, module, "causal")
     size = check_block_size(what, module, block_size)

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from diffusion_jax.denoisers import evaluate
 from diffusion_jax.numerics import join_traced, split_traced
@@ -41,6 +40,7 @@ from diffusion_jax.samplers.lsd import (
     RULES,
     LearnedSteps,
     check_graph,
+    jump_rate,
     lsd,
     scale_jumps,
     sequence_entropy,
@@ -51,7 +51,7 @@ from diffusion_jax.samplers.scan import Sampler, sample
 
 DISTANCES = ("kl", "squared")
 STATES = ("teacher", "student")
-_LEFT = 1e-3  # an Euler step that has surely jumped by now
+_LEFT = 1e-3  # an Euler step that has surely revealed by now
 
 
 class LSDReport(NamedTuple):
@@ -251,6 +251,8 @@ class _Fit:
     """The compiled parts of a fit."""
 
     def __init__(self, process, denoise, rule, coefficient, distance, iterations, learning_rate):
+        import optax
+
         self.process, self.denoise = process, denoise
         self.rule, self.coefficient = rule, coefficient
         # the last step on the absorbing graph reveals what is left
@@ -275,10 +277,10 @@ class _Fit:
                 log_p, phi = jax.nn.log_softmax(phi * log_p, axis=-1), None
             made = step_probs(process, rule, jnp.exp(log_p), tokens, t, s, None, begin)
             if rule == "euler":
-                # of the one jump of the whole step, what is left after the time since its beginning
                 phi = 1.0 if phi is None else phi
-                stays = tokens[..., None] == jnp.arange(made.shape[-1])
-                rate = jnp.where(stays, 0.0, made).sum(axis=-1, keepdims=True) / (t - s)
+            if rule == "euler" and isinstance(process, Absorbing):
+                # of the one reveal of the whole step, what is left after the time since its beginning
+                rate = jump_rate(process, begin)
                 phi = phi / jnp.maximum(1.0 - phi * rate * (begin - t), _LEFT)
             return made if phi is None else scale_jumps(made, tokens, phi)
 
@@ -325,7 +327,7 @@ class _Fit:
             def descend(carry, _):
                 log_phi, state = carry
                 updates, state = optimizer.update(jax.grad(loss)(log_phi), state)
-                return (optax.apply_updates(log_phi, updates), state), None
+                return (log_phi + updates, state), None
 
             begin = jnp.float32(0.0)
             carry = (begin, optimizer.init(begin))

@@ -1,5 +1,6 @@
 """One clear line for each user's mistake: what was wrong and what is valid."""
 
+import inspect
 import re
 
 import jax
@@ -131,12 +132,18 @@ def test_constructors(case):
 
 @pytest.mark.parametrize("name", registry.names("sampler"))
 def test_every_sampler_refuses_the_other_families(name):
-    family = registry.entry("sampler", name).meta["family"]
+    family, build = registry.entry("sampler", name).meta["family"], registry.get("sampler", name)
+    asked = inspect.signature(build).parameters
+    needs = {
+        n: v
+        for n, v in required(name, PROCESS_OF[family]).items()
+        if n in asked and asked[n].default is asked[n].empty
+    }
     for other, process in PROCESS_OF.items():
         if other == family:
             continue
         with pytest.raises(ValueError, match="process, got"):
-            registry.get("sampler", name)(process, 5)
+            build(process, 5, **needs)
         with pytest.raises(ValueError, match=f"is not for a {other} process.*valid: "):
             build_sampler(process, name, 5)
 
@@ -292,6 +299,8 @@ def test_build_sampler_spends_what_it_is_given(name):
     process = PROCESS_OF[meta["family"]]
     options = {"length": 6} if meta["family"] == "discrete" else {}
     options |= required(name, process)
+    # one block: every number of steps can be shared out
+    options |= {n: 6 for n in ("block_size", "window", "stride") if n in options}
     calls = meta.get("calls", "n")
     cost = int(calls[0]) if calls[0].isdigit() else 1
     for nfe in (6,) if calls == "length" else (2, 5, 6, 11, 20):
@@ -340,7 +349,7 @@ def test_non_finite_grids_are_refused():
     [
         n
         for n in registry.names("sampler")
-        if n != "first_hitting"
+        if registry.entry("sampler", n).meta.get("calls") != "length"
         and not n.endswith(("2s", "3s"))
         and registry.entry("sampler", n).meta.get("grid", True)
     ],
