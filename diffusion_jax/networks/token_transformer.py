@@ -37,7 +37,7 @@ from diffusion_jax.networks.layers import (
 from diffusion_jax.networks.visibility import block_limits, streams, up_to
 from diffusion_jax.registry import check_choice, register
 
-_POSITIONS = ("rotary", "learned", "none")
+_POSITIONS = ("rotary", "learned", "axial", "none")
 _ATTENTION = ("full", "causal", "block")
 
 
@@ -52,7 +52,9 @@ class TokenTransformer(nn.Module):
       heads: attention heads.
       mlp_ratio: width of the MLPs over `width`.
       max_length: longest sequence.
-      positions: "rotary" (relative, arXiv 2104.09864), "learned" (absolute) or "none" (a set).
+      positions: "rotary" (relative, arXiv 2104.09864), "learned" (absolute), "axial" (learned for the row
+        plus learned for the column of a grid in row-major order) or "none" (a set).
+      columns: of the grid, for "axial".
       time_conditioned: False ignores t, which may then be None.
       dropout: rate on the residual branches.
       num_classes: number of classes; None or 0 for an unconditional network.
@@ -77,6 +79,7 @@ class TokenTransformer(nn.Module):
     mlp_ratio: int = 4
     max_length: int = 1024
     positions: str = "rotary"
+    columns: int | None = None
     time_conditioned: bool = True
     dropout: float = 0.0
     num_classes: int | None = None
@@ -153,10 +156,8 @@ class TokenTransformer(nn.Module):
             reach = length if slots is None else self._reach(length, clean, cache)
             angles = rotary_angles(reach, self.width // self.heads)
             angles = angles if slots is None else angles[slots]
-        elif self.positions == "learned":
-            table = self.param(
-                "positions", normal(stddev), (self.max_length, self.width), jnp.float32
-            )
+        elif self.positions in ("learned", "axial"):
+            table = self._position_table(stddev)
             rows = table[None, :length] if slots is None else jnp.asarray(table)[slots][None]
             h = h + rows.astype(dtype)
         h = nn.Dropout(self.dropout, name="input_dropout")(h, deterministic=not train)
@@ -254,6 +255,17 @@ class TokenTransformer(nn.Module):
         """Slots of a causal reading: the beginning, then all tokens but the last."""
         return jnp.concatenate([jnp.full_like(x[:, :1], self.vocab_size), x[:, :-1]], axis=1)
 
+    def _position_table(self, stddev):
+        """What is added to the tokens of each slot, `[max_length, width]`, of length about 1."""
+        if self.positions == "learned":
+            shape = (self.max_length, self.width)
+            return self.param("positions", normal(stddev), shape, jnp.float32)
+        slots = jnp.arange(self.max_length)
+        draw, each = normal(stddev * 0.5**0.5), self.max_length // self.columns
+        rows = self.param("rows", draw, (each, self.width), jnp.float32)
+        columns = self.param("columns", draw, (self.columns, self.width), jnp.float32)
+        return rows[slots // self.columns] + columns[slots % self.columns]
+
     def _reach(self, length, clean, cache):
         """How many slots there are."""
         if cache is not None:
@@ -261,7 +273,7 @@ class TokenTransformer(nn.Module):
         return length + (clean is not None and self.attention == "causal")
 
     def _check_slots(self, slots):
-        if self.positions == "learned" and slots > self.max_length:
+        if self.positions in ("learned", "axial") and slots > self.max_length:
             raise ValueError(
                 f"token_transformer: {slots} slots exceed max_length = {self.max_length}"
             )
@@ -287,6 +299,16 @@ class TokenTransformer(nn.Module):
         )
         check_divides("token_transformer", "heads", self.heads, "width", self.width)
         check_choice("token_transformer: positions", self.positions, _POSITIONS)
+        if (self.positions == "axial") != (self.columns is not None):
+            raise ValueError(
+                "token_transformer: positions='axial' and columns go together, got "
+                f"{self.positions!r} and {self.columns}"
+            )
+        if self.columns is not None:
+            check_positive("token_transformer", columns=self.columns)
+            check_divides(
+                "token_transformer", "columns", self.columns, "max_length", self.max_length
+            )
         check_choice("token_transformer: attention", self.attention, _ATTENTION)
         if self.attention != "full" and self.time_conditioned:
             raise ValueError(

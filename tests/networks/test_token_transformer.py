@@ -41,6 +41,24 @@ def test_learned_positions_serve_shorter_sequences(generic):
     assert net(X[:, :1], 0.5).shape == (2, 1, V)
 
 
+def test_axial_positions_are_those_of_row_plus_column():
+    shape = {"max_length": 6, "time_conditioned": False}
+    axial = TokenTransformer(**SMALL, **shape, positions="axial", columns=2)
+    learned = TokenTransformer(**SMALL, **shape, positions="learned")
+    x = X[:, :5]
+    params = axial.init(KEY, x, None)["params"]
+    params = jax.tree.map(lambda v: v + 0.1, params)  # the last layer begins at zero
+    rest = {k: v for k, v in params.items() if k not in ("rows", "columns")}
+    assert params["rows"].shape == (3, 16) and params["columns"].shape == (2, 16)
+    table = (params["rows"][:, None] + params["columns"][None]).reshape(6, 16)
+    y = axial.apply({"params": params}, x, None)
+    z = learned.apply({"params": {**rest, "positions": table}}, x, None)
+    np.testing.assert_allclose(y, z, atol=1e-6)
+    with pytest.raises(AssertionError):  # which place is which does matter
+        z = learned.apply({"params": {**rest, "positions": table[::-1]}}, x, None)
+        np.testing.assert_allclose(y, z, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_without_time(num_classes, generic):
     net, params = built(generic, time_conditioned=False, num_classes=num_classes)
@@ -93,6 +111,9 @@ def test_errors():
     fails(
         "positions must be one of .*; got 'rotatory'; did you mean 'rotary'", positions="rotatory"
     )
+    fails("'axial' and columns go together, got 'axial' and None", positions="axial")
+    fails("'axial' and columns go together, got 'rotary' and 3", columns=3)
+    fails("max_length", positions="axial", columns=5, max_length=7)
     fails("sequence length 7 exceeds max_length = 6", max_length=6)
     fails("last axis of 5 or 6, got shape", x=jnp.zeros((2, L, 4)))
     fails("even width, got 5", width=10)
