@@ -127,6 +127,10 @@ def test_python_examples(number, capsys):
     if "adams_bashforth" in example:
         errors = [float(line.split()[1]) for line in printed.splitlines()]
         assert errors[0] / errors[1] > 3.0 and errors[1] / errors[2] > 3.0  # second order
+    elif "token_table" in example:
+        found = re.search(r"bound ([\d.]+) exact ([\d.]+)", printed)
+        assert abs(float(found[1]) - float(found[2])) < 0.2  # 500 draws, an error of about 0.05
+        assert "radd 4" in printed
     elif "dbim_encode" in example:
         assert float(printed.split("off by ")[1].split()[0]) < 1e-4
         assert "(4, 3)" in printed

@@ -1,0 +1,1 @@
+"""A claim, its command and its measured table."""
