@@ -236,9 +236,7 @@ def left_to_right(process, length: int, **drawing) -> Sampler:
     return _build("left_to_right", process, begins, sizes, None, 1, None, length, "left", drawing)
 
 
-@register(
-    "sampler", "block_decoding", family="discrete", paper="2503.09573", grid=False, skips=True
-)
+@register("sampler", "block_decoding", family="discrete", paper="2503.09573", grid=False)
 def block_decoding(
     process,
     num_steps: int | None = None,
@@ -273,9 +271,7 @@ def block_decoding(
     )
 
 
-@register(
-    "sampler", "semi_autoregressive", family="discrete", paper="2406.07524", grid=False, skips=True
-)
+@register("sampler", "semi_autoregressive", family="discrete", paper="2406.07524", grid=False)
 def semi_autoregressive(
     process,
     num_steps: int | None = None,
