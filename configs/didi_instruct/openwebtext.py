@@ -7,7 +7,7 @@
 
 Hardware: one H100 for about an hour (10,000 steps, 32 examples with 4 samples each). The paper reports a
 generative perplexity of 62.2 with 8 calls and 18.4 with 128 (GPT-2 large); its teacher has 38.5 with 1,024.
-Small twin: configs/digits/didi_instruct.py.
+Small twin: configs/text/didi_countdown.py.
 """
 
 from configs import common

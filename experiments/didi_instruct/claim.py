@@ -11,7 +11,7 @@ samples apart (cross-entropy .39 of at least .325), but the student does not fol
 above the teacher's at equal calls, at the teacher's entropy, which the bonus of .05 keeps up. Pushed harder
 (learning rate 2e-4 instead of 5e-5, divergences .01, bonus .02, 500 steps) it collapsed: entropy 2.5 instead
 of 3.0 with 8 calls, and more errors, .42. The paper's student takes 10,000 steps at 1e-6 from a discriminator
-that begins as a language model of 131M parameters. On 8x8 digits (configs/digits/didi_instruct.py) the
+that begins as a language model of 131M parameters. On 8x8 digits (the model of configs/digits/masked.py) the
 discriminator itself learned nothing in 300 steps: the teacher's two-step samples are too close to the data.
 Reward-guided sampling gains 1 to 2 %, well inside the spread of the seeds.
 """
