@@ -83,13 +83,30 @@ def batch_size(x: Any) -> int:
 def pytree_dataclass(cls):
     """A frozen dataclass that is a pytree: numbers are leaves (sweeping one never re-traces).
 
-    Fields made with `static(...)` are structure: part of the tree definition.
+    Fields made with `static(...)` are structure: part of the tree definition. So is the class:
+    `jax.tree_util.register_dataclass` leaves it out of the comparison of tree definitions (jax 0.10 to
+    0.12), and one time in a hundred `jit` then runs one process's program with another's numbers.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)
     meta = [f.name for f in fields if f.metadata.get("static")]
     data = [f.name for f in fields if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+    keys = [jax.tree_util.GetAttrKey(name) for name in data]
+
+    def flatten(value):
+        return [getattr(value, n) for n in data], (cls, *(getattr(value, n) for n in meta))
+
+    def flatten_with_keys(value):
+        leaves, structure = flatten(value)
+        return list(zip(keys, leaves, strict=True)), structure
+
+    def unflatten(structure, leaves):
+        return cls(
+            **dict(zip(meta, structure[1:], strict=True)), **dict(zip(data, leaves, strict=True))
+        )
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def static(default: Any = dataclasses.MISSING) -> Any:
@@ -131,7 +148,7 @@ class _Same:
 
 
 def _node_types(treedef):
-    """Types of the nodes, root first: JAX compares dataclasses of equal fields as equal structures."""
+    """Types of the nodes, root first: JAX takes others' dataclasses of as many fields for the same."""
     node = treedef.node_data()
     return (node and node[0], *(_node_types(child) for child in treedef.children()))
 

@@ -113,6 +113,14 @@ def test_pytree_dataclass():
     assert traces == ["p", "q"]  # numbers are leaves, static fields are structure
 
 
+def test_classes_of_as_many_numbers_are_different_structures():
+    """JAX takes registered dataclasses of one shape for equal: `jit` may run the one for the other."""
+    first, second = processes.VEBridge(), processes.BrownianBridge()
+    assert len(jax.tree.leaves(first)) == len(jax.tree.leaves(second))
+    assert jax.tree.structure(first) != jax.tree.structure(second)
+    assert jax.tree.structure(second) == jax.tree.structure(processes.BrownianBridge(1.3))
+
+
 def test_is_concrete():
     assert numerics.is_concrete(1, 2.0, np.float32(3.0))
     assert not numerics.is_concrete(1, jnp.ones(()))

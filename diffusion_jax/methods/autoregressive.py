@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import objectives
-from diffusion_jax.methods.base import Method, Network, assemble
-from diffusion_jax.methods.decoding import decoder_of, only_samplers, sample_with_cache
+from diffusion_jax.methods.base import Method, Network
+from diffusion_jax.methods.decoding import left_to_right_method
 from diffusion_jax.methods.token_models import check_answers, check_masked_model
 from diffusion_jax.registry import register
 
@@ -68,26 +68,19 @@ def autoregressive(
     def bound(params, key, batch):
         return losses_of(net.bind(params, batch), batch)[0]
 
-    def denoiser(params, batch, train=False, key=None, raw=False):
-        if train:
-            return net.bind(params, batch, train, key)
-        return decoder_of(net, params, batch, guidance, reading="causal", mask_id=process.mask_id)
-
-    made = assemble(
+    return left_to_right_method(
         process,
+        net,
         init,
         loss,
-        denoiser,
-        None,
-        sampler,
-        nfe,
-        sampler_options,
-        every_sampler={"length": spec.shape[0]},
-    )
-    return made._replace(
-        bound=bound,
-        build_sampler=only_samplers(made.build_sampler, _SAMPLERS),
-        sample=sample_with_cache(made.default_sampler, denoiser),
+        bound,
+        reading="causal",
+        guidance=guidance,
+        samplers=_SAMPLERS,
+        sampler=sampler,
+        nfe=nfe,
+        sampler_options=sampler_options,
+        length=spec.shape[0],
     )
 
 

@@ -7,8 +7,8 @@ import jax
 
 from diffusion_jax import objectives
 from diffusion_jax.methods.autoregressive import check_attention
-from diffusion_jax.methods.base import OBJECTIVE, Method, Network, assemble
-from diffusion_jax.methods.decoding import decoder_of, only_samplers, sample_with_cache
+from diffusion_jax.methods.base import OBJECTIVE, Method, Network
+from diffusion_jax.methods.decoding import left_to_right_method
 from diffusion_jax.methods.token_models import check_masked_model
 from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.token_states import check_ends_masked
@@ -90,27 +90,20 @@ def block_diffusion(
             index=batch["index"],
         )[0]
 
-    def denoiser(params, batch, train=False, key=None, raw=False):
-        if train:
-            return net.bind(params, batch, train, key)
-        fields = {"reading": "block", "mask_id": process.mask_id, "block_size": size}
-        return decoder_of(net, params, batch, guidance, **fields)
-
-    made = assemble(
+    return left_to_right_method(
         process,
+        net,
         init,
         loss,
-        denoiser,
-        None,
-        sampler,
-        nfe,
-        sampler_options,
-        every_sampler={"length": length, "block_size": size},
-    )
-    return made._replace(
-        bound=bound,
-        build_sampler=only_samplers(made.build_sampler, _SAMPLERS, block_size=size),
-        sample=sample_with_cache(made.default_sampler, denoiser),
+        bound,
+        reading="block",
+        guidance=guidance,
+        samplers=_SAMPLERS,
+        sampler=sampler,
+        nfe=nfe,
+        sampler_options=sampler_options,
+        length=length,
+        block_size=size,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.methods.base import Method, assemble
 from diffusion_jax.numerics import pytree_dataclass, static
 from diffusion_jax.registry import check_choice, names
 from diffusion_jax.samplers.scan import sample as run_sampler
@@ -177,3 +178,55 @@ def sample_with_cache(default, decoder: Callable) -> Callable:
         )
 
     return draw
+
+
+def left_to_right_method(
+    process,
+    net,
+    init,
+    loss,
+    bound,
+    *,
+    reading: str,
+    guidance: float,
+    samplers,
+    sampler: str,
+    nfe,
+    sampler_options,
+    length: int,
+    **sizes,
+) -> Method:
+    """The `Method` of a family that samples from left to right through a `Decoder`.
+
+    Args:
+      net: the `methods.base.Network`.
+      init, loss, bound: as in `Method`.
+      reading, guidance: of the `Decoder`.
+      samplers: names of the samplers that fit.
+      sampler, nfe, sampler_options: the default sampler.
+      length: of the sequences.
+      sizes: what the network decides (`block_size`), for the decoder and every sampler.
+    """
+
+    def denoiser(params, batch, train=False, key=None, raw=False):
+        if train:
+            return net.bind(params, batch, train, key)
+        fields = {"reading": reading, "mask_id": process.mask_id, **sizes}
+        return decoder_of(net, params, batch, guidance, **fields)
+
+    made = assemble(
+        process,
+        init,
+        loss,
+        denoiser,
+        None,
+        sampler,
+        nfe,
+        sampler_options,
+        every_sampler={"length": length, **sizes},
+    )
+    return made._replace(
+        bound=bound,
+        build_sampler=only_samplers(made.build_sampler, samplers, **sizes),
+        sample=sample_with_cache(made.default_sampler, denoiser),
+    )
