@@ -138,7 +138,26 @@ def build_network(config: Mapping[str, Any], spec: DataSpec):
     scale = _TIME_SCALES.get(_parameterization(config))
     if scale is not None:
         defaults["time_scale"] = scale
-    return construct("network", config, "network", **defaults)
+    return construct("network", _sized(config), "network", **defaults)
+
+
+def _sized(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with `network.size`, a published size by name, replaced by the fields it stands for.
+
+    Fields that the section itself names keep their values.
+
+    Raises:
+      ConfigError: a size that the network has not.
+    """
+    chosen, options = section(config, "network")
+    if "size" not in options or chosen not in registry.names("network"):
+        return config
+    sizes = registry.entry("network", chosen).meta.get("sizes", {})
+    size = options.pop("size")
+    if size not in sizes:
+        near = registry.closest(size, sizes)
+        raise ConfigError(f"config.network.size: {chosen!r} has no size {size!r}{near}")
+    return {**config, "network": {"name": chosen, **sizes[size], **options}}
 
 
 class Built(NamedTuple):

@@ -21,6 +21,7 @@ _HOMES: Mapping[str, str] = {
     "network": "diffusion_jax.networks",
     "method": "diffusion_jax.methods",
     "data": "diffusion_jax.data",
+    "weights": "diffusion_jax.interop",
 }
 
 

@@ -21,8 +21,8 @@ LAYERS = (
     {"denoisers", "fields"},
     {"objectives", "samplers", "guidance", "networks"},
     {"methods"},
-    {"training", "evaluation", "interop"},
-    {"builder", "doctor", "run", "judge", "commands", "__main__"},
+    {"training", "evaluation"},
+    {"builder", "doctor", "run", "judge", "commands", "interop", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 CORE = {"typing", "numerics", "registry", "array_files", "processes", "oracles", "denoisers"}

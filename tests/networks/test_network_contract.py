@@ -121,7 +121,9 @@ def assert_only_example_1_changed(y, z):
 
 
 def test_every_registered_network_is_tested_here():
-    inputs = {n: registry.entry("network", n).meta["input"] for n in registry.names("network")}
+    entries = {n: registry.entry("network", n).meta for n in registry.names("network")}
+    # official architectures have tests of their own, against their authors' outputs
+    inputs = {n: meta["input"] for n, meta in entries.items() if not meta.get("official")}
     assert inputs.pop("tts") == "text"  # of another form: test_text_encoder.py
     assert inputs == {
         "mlp": "points",
