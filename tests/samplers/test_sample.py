@@ -318,16 +318,18 @@ def test_discrete_denoiser_sees_the_time_of_each_example():
 
 
 def test_denoisers_of_equal_fields_are_told_apart():
-    """JAX compares the tree structures of two dataclasses of equal fields as equal."""
+    """JAX compares the tree structures of two registered dataclasses of equal fields as equal."""
 
-    @pytree_dataclass
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
     class Plus:
         shift: float
 
         def __call__(self, x, t):
             return 0.0 * x + self.shift
 
-    @pytree_dataclass
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
     class Minus:
         shift: float
 

@@ -175,7 +175,9 @@ def test_sigterm_saves_and_ends_cleanly(whole, tmp_path):
     assert rows_of(tmp_path) == rows_of(folder)
 
 
-def test_signals_are_caught_once_and_handlers_restored():
+def test_signals_are_caught_once_and_handlers_restored(request):
+    started_with = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, started_with))
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with catch_signals() as interrupted:
         assert not interrupted()
