@@ -11,10 +11,10 @@ demo: $(STAMP)
 	$(BIN)/python -m experiments.demo --workdir=runs/demo
 
 test: $(DEV) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: $(DEV)
 	$(BIN)/ruff check .

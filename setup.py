@@ -26,7 +26,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.15",
             "scipy>=1.14",
             "tensorboard>=2.19",
@@ -41,6 +41,8 @@ setup(
         "audio": ["librosa>=0.11", "soundfile>=0.13"],
         # tokenizer files for text
         "text": ["tokenizers>=0.21"],
+        # MAUVE of generated text
+        "mauve": ["mauve-text>=0.4"],
         # reading data sets that TFDS has prepared: no TensorFlow
         "data": ["tensorflow-datasets>=4.9.10", "array_record>=0.8"],
         # preparing them, once
