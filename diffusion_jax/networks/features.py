@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,13 @@ import numpy as np
 
 
 def time_features(
-    t: jax.Array, features: int, *, scale: float = 1000.0, max_period: float = 10_000.0
+    t: jax.Array,
+    features: int,
+    *,
+    scale: float = 1000.0,
+    max_period: float = 10_000.0,
+    endpoint: bool = False,
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
     """Sinusoidal features (1) of a time, a noise level or a log-SNR.
 
@@ -22,13 +29,15 @@ def time_features(
     times in [0, 1] (the step numbers of arXiv 2006.11239); a log-SNR wants 50 or less.
 
     Args:
-      t: real [B]; computed in float32.
+      t: real [B].
       features: their number, even.
       scale: factor on `t`.
       max_period: ratio of the highest to the lowest frequency.
+      endpoint: the ratio is exact: i runs to n - 1 over n - 1 (arXiv 2006.11239) instead of over n.
+      dtype: float32 or float64, of the computation and the result.
 
     Returns:
-      float32 [B, features]: the cosines, then the sines.
+      [B, features]: the cosines, then the sines.
 
     Raises:
       ValueError: `features` is odd or not positive.
@@ -36,8 +45,10 @@ def time_features(
     if features < 2 or features % 2:
         raise ValueError(f"time_features must be a positive even number, got {features}")
     half = features // 2
-    frequencies = scale * max_period ** (-np.arange(half) / half)
-    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None]
+    frequencies = scale * max_period ** (
+        -np.arange(half) / (max(half - 1, 1) if endpoint else half)
+    )
+    angles = t.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -63,7 +74,8 @@ def value_features(x: jax.Array, exponents: Sequence[int]) -> jax.Array:
 def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
     """Fixed two-dimensional sine and cosine positions (arXiv 2111.06377, 2212.09748).
 
-    The first half of the features encodes the row, the second half the column, each as (1).
+    The first half of the features encodes the column, the second half the row, each as sines, then
+    cosines, of the frequencies of (1) with s = 1.
 
     Returns:
       float32 [height * width, features], in row-major order.
@@ -81,19 +93,22 @@ def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
 
     rows = np.repeat(axis(np.arange(height)), width, axis=0)
     columns = np.tile(axis(np.arange(width)), (height, 1))
-    return np.concatenate([rows, columns], axis=-1).astype(np.float32)
+    return np.concatenate([columns, rows], axis=-1).astype(np.float32)
 
 
-def rotary_angles(length: int, features: int, *, base: float = 10_000.0) -> jax.Array:
+def rotary_angles(
+    length: int, features: int, *, base: float = 10_000.0, dtype: Any = jnp.float32
+) -> jax.Array:
     """Angles of rotary positions 0..length-1 (arXiv 2104.09864).
 
     Args:
       length: number of positions.
       features: width of a head, even.
       base: ratio of the highest to the lowest frequency.
+      dtype: float32 or float64.
 
     Returns:
-      float32 [length, features // 2].
+      [length, features // 2].
 
     Raises:
       ValueError: `features` is odd.
@@ -101,7 +116,7 @@ def rotary_angles(length: int, features: int, *, base: float = 10_000.0) -> jax.
     if features % 2:
         raise ValueError(f"rotary positions need heads of even width, got {features}")
     frequencies = base ** (-np.arange(features // 2) / (features // 2))
-    return jnp.asarray(np.arange(length)[:, None] * frequencies[None], jnp.float32)
+    return jnp.asarray(np.arange(length)[:, None] * frequencies[None], dtype)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -109,13 +124,13 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
     Args:
       x: [B, L, heads, n].
-      angles: float32 [L, n // 2], from `rotary_angles`.
+      angles: [L, n // 2], from `rotary_angles`.
 
     Returns:
-      [B, L, heads, n] in the dtype of `x`; the rotation itself is float32.
+      [B, L, heads, n] in the dtype of `x`; the rotation itself is in that of the angles.
     """
     cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(angles.dtype), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 

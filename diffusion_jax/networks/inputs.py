@@ -22,6 +22,7 @@ def enter(
     *,
     width: int,
     dtype: Any,
+    **options: Any,
 ) -> tuple[jax.Array, jax.Array | None]:
     """To be called in a network's compact `__call__`.
 
@@ -31,6 +32,7 @@ def enter(
       network, layout, x, t, label, source, train: see `checks.check_inputs`.
       width: of the condition.
       dtype: compute dtype.
+      options: further ones of `layers.Condition`.
     Returns:
       x in the compute dtype with the source behind its channels (tokens and weights: as they are), and
       the condition [B, width], None for a network without time and label.
@@ -56,6 +58,7 @@ def enter(
         module.time_scale,
         dtype,
         name="condition",
+        **options,
     )(t, label)
     if layout in ("points", "image"):
         parts = [x] if source is None else [x, source]

@@ -26,6 +26,7 @@ from diffusion_jax.networks.checks import (
 from diffusion_jax.networks.features import film, rotary_angles
 from diffusion_jax.networks.inputs import enter
 from diffusion_jax.networks.layers import (
+    OWN_STYLE,
     Kept,
     KeyValues,
     LayerNorm,
@@ -33,6 +34,7 @@ from diffusion_jax.networks.layers import (
     Modulation,
     OutputDense,
     TransformerStack,
+    wide,
 )
 from diffusion_jax.networks.visibility import block_limits, streams, up_to
 from diffusion_jax.registry import check_choice, register
@@ -65,7 +67,7 @@ class TokenTransformer(nn.Module):
       time_features: number of sinusoidal time features.
       time_scale: factor on t, see `features.time_features`.
       attention_implementation: see `layers.SelfAttention`.
-      remat: recompute the blocks in the backward pass instead of storing their insides.
+      remat: what the blocks compute again in the backward pass instead of storing it, see `remat`.
       dtype: compute dtype; parameters and logits are float32.
     Shapes: x int [B, L] with values 0..V, L <= max_length, or float [B, L, V] or [B, L, V + 1],
       weights of the tokens (Bayesian flow, arXiv 2308.07037): a one-hot row is the token it marks.
@@ -88,8 +90,15 @@ class TokenTransformer(nn.Module):
     time_features: int = 64
     time_scale: float = 1000.0
     attention_implementation: str | None = None
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
+
+    _network = "token_transformer"  # in messages
+
+    @property
+    def states(self) -> int:
+        """Number of values that a token may take: V + 1, the mask is one."""
+        return self.vocab_size + 1
 
     @nn.compact
     def __call__(
@@ -127,19 +136,7 @@ class TokenTransformer(nn.Module):
         dtype = self._check_fields()
         x = jnp.asarray(x)
         weighted = jnp.issubdtype(x.dtype, jnp.floating)
-        layout = "weights" if weighted else "tokens"
-        x, condition = enter(
-            self,
-            "token_transformer",
-            layout,
-            x,
-            t,
-            label,
-            source,
-            train,
-            width=self.width,
-            dtype=dtype,
-        )
+        x, condition = self._enter(x, t, label, source, train, dtype)
         self._check_sequence(x)
         length = x.shape[1]
         told = clean is not None or cache is not None
@@ -149,18 +146,18 @@ class TokenTransformer(nn.Module):
             x, slots, sees = self._arrange(x, clean, cache, begin, limit)
 
         stddev = self.width**-0.5  # vectors of about unit length
-        embed = Lookup(self.vocab_size + 1, self.width, stddev, dtype, name="tokens")
+        style, embed = self._style(), self._table(stddev, dtype)
         h = embed.mean(x) if weighted else embed(x)
         angles = None
         if self.positions == "rotary":
             reach = length if slots is None else self._reach(length, clean, cache)
-            angles = rotary_angles(reach, self.width // self.heads)
+            angles = rotary_angles(reach, self.width // self.heads, dtype=wide(dtype))
             angles = angles if slots is None else angles[slots]
         elif self.positions in ("learned", "axial"):
             table = self._position_table(stddev)
             rows = table[None, :length] if slots is None else jnp.asarray(table)[slots][None]
             h = h + rows.astype(dtype)
-        h = nn.Dropout(self.dropout, name="input_dropout")(h, deterministic=not train)
+        h = nn.Dropout(self._input_dropout(), name="input_dropout")(h, deterministic=not train)
 
         h = TransformerStack(
             self.depth,
@@ -170,6 +167,7 @@ class TokenTransformer(nn.Module):
             self.attention_implementation,
             self.remat,
             dtype,
+            style=style,
             name="blocks",
         )(
             h,
@@ -184,15 +182,36 @@ class TokenTransformer(nn.Module):
         if clean is not None and self.attention == "block":
             h = h[:, :length]
 
-        h = LayerNorm(affine=condition is None, dtype=dtype, name="output_norm")(h)
+        h = LayerNorm(affine=condition is None, dtype=dtype, style=style, name="output_norm")(h)
         if condition is not None:
-            shift, scale = Modulation(self.width, 2, dtype=dtype, name="output_modulation")(
-                condition
-            )
+            shift, scale = Modulation(
+                self.width, 2, dtype=dtype, activated=style.activated, name="output_modulation"
+            )(condition)
             h = film(h, shift, scale)
         if not hidden:
-            h = OutputDense(self.vocab_size, dtype, name="output")(h)
+            h = self._head("output")(h)
         return h if cache is None else (h, cache)
+
+    def _enter(self, x, t, label, source, train, dtype):
+        """x checked, and the condition [B, C], None where nothing is told."""
+        layout = "weights" if jnp.issubdtype(x.dtype, jnp.floating) else "tokens"
+        given = (x, t, label, source, train)
+        return enter(self, self._network, layout, *given, width=self.width, dtype=dtype)
+
+    def _table(self, stddev, dtype):
+        """The tokens' vectors."""
+        return Lookup(self.states, self.width, stddev, dtype, name="tokens")
+
+    def _style(self):
+        return OWN_STYLE
+
+    def _input_dropout(self):
+        return self.dropout
+
+    @nn.nowrap
+    def _head(self, name=None):
+        """The last layer."""
+        return OutputDense(self.vocab_size, check_dtype(self._network, self.dtype), name=name)
 
     @nn.nowrap
     def init_cache(self, batch_size: int, slots: int) -> KeyValues:
@@ -203,27 +222,23 @@ class TokenTransformer(nn.Module):
             are learned positions.
         """
         if self.attention == "full":
-            raise ValueError("token_transformer: attention 'full' cannot be cached")
+            raise ValueError(f"{self._network}: attention 'full' cannot be cached")
         self._check_slots(slots)
         shape = (self.depth, batch_size, slots, self.heads, self.width // self.heads)
-        zeros = jnp.zeros(shape, check_dtype("token_transformer", self.dtype))
+        zeros = jnp.zeros(shape, check_dtype(self._network, self.dtype))
         return KeyValues(zeros, zeros)
 
     def _arrange(self, x, clean, cache, begin, limit):
         """What is read, in which slots, and what they see: `(x [B, L'], slots int [L'], sees)`."""
         length = x.shape[1]
         if self.attention == "full":
-            raise ValueError(
-                "token_transformer: clean and cache need attention 'causal' or 'block'"
-            )
+            raise ValueError(f"{self._network}: clean and cache need attention 'causal' or 'block'")
         if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(
-                f"token_transformer: attention {self.attention!r} reads integer tokens"
-            )
+            raise ValueError(f"{self._network}: attention {self.attention!r} reads integer tokens")
         if cache is not None:
             if clean is not None or limit is None or limit.shape != (length,):
                 raise ValueError(
-                    f"token_transformer: a cache needs limit [L] = ({length},) and no clean tokens"
+                    f"{self._network}: a cache needs limit [L] = ({length},) and no clean tokens"
                 )
             return x, begin + jnp.arange(length), up_to(limit, cache.key.shape[2])
         slots = jnp.arange(length)
@@ -231,7 +246,7 @@ class TokenTransformer(nn.Module):
             return self._shifted(x), slots, "causal"
         if self.block_size is None:
             raise ValueError(
-                f"token_transformer: block_size is missing; attention {self.attention!r} "
+                f"{self._network}: block_size is missing; attention {self.attention!r} "
                 "needs it here"
             )
         if clean is None:
@@ -239,7 +254,7 @@ class TokenTransformer(nn.Module):
         clean = jnp.asarray(clean)
         if clean.shape != x.shape or not jnp.issubdtype(clean.dtype, jnp.integer):
             raise ValueError(
-                f"token_transformer: clean must be integers {x.shape}, got {clean.dtype} {clean.shape}"
+                f"{self._network}: clean must be integers {x.shape}, got {clean.dtype} {clean.shape}"
             )
         block = slots // self.block_size
         before, clean = block * self.block_size, clean.astype(x.dtype)
@@ -275,7 +290,7 @@ class TokenTransformer(nn.Module):
     def _check_slots(self, slots):
         if self.positions in ("learned", "axial") and slots > self.max_length:
             raise ValueError(
-                f"token_transformer: {slots} slots exceed max_length = {self.max_length}"
+                f"{self._network}: {slots} slots exceed max_length = {self.max_length}"
             )
 
     @nn.nowrap
@@ -284,12 +299,11 @@ class TokenTransformer(nn.Module):
 
         For losses that go over the positions in pieces, so that [B, L, V] never exists at once.
         """
-        output = OutputDense(self.vocab_size, check_dtype("token_transformer", self.dtype))
-        return output.apply({"params": params["output"]}, hidden)
+        return self._head().apply({"params": params["output"]}, hidden)
 
     def _check_fields(self):
         check_positive(
-            "token_transformer",
+            self._network,
             vocab_size=self.vocab_size,
             width=self.width,
             depth=self.depth,
@@ -297,36 +311,34 @@ class TokenTransformer(nn.Module):
             mlp_ratio=self.mlp_ratio,
             max_length=self.max_length,
         )
-        check_divides("token_transformer", "heads", self.heads, "width", self.width)
-        check_choice("token_transformer: positions", self.positions, _POSITIONS)
+        check_divides(self._network, "heads", self.heads, "width", self.width)
+        check_choice(f"{self._network}: positions", self.positions, _POSITIONS)
         if (self.positions == "axial") != (self.columns is not None):
             raise ValueError(
-                "token_transformer: positions='axial' and columns go together, got "
+                f"{self._network}: positions='axial' and columns go together, got "
                 f"{self.positions!r} and {self.columns}"
             )
         if self.columns is not None:
-            check_positive("token_transformer", columns=self.columns)
-            check_divides(
-                "token_transformer", "columns", self.columns, "max_length", self.max_length
-            )
-        check_choice("token_transformer: attention", self.attention, _ATTENTION)
+            check_positive(self._network, columns=self.columns)
+            check_divides(self._network, "columns", self.columns, "max_length", self.max_length)
+        check_choice(f"{self._network}: attention", self.attention, _ATTENTION)
         if self.attention != "full" and self.time_conditioned:
             raise ValueError(
-                f"token_transformer: attention {self.attention!r} needs time_conditioned=False"
+                f"{self._network}: attention {self.attention!r} needs time_conditioned=False"
             )
         if self.block_size is not None or self.attention == "block":
-            check_positive("token_transformer", block_size=self.block_size)
-        check_rate("token_transformer", "dropout", self.dropout)
-        return check_dtype("token_transformer", self.dtype)
+            check_positive(self._network, block_size=self.block_size)
+        check_rate(self._network, "dropout", self.dropout)
+        return check_dtype(self._network, self.dtype)
 
     def _check_sequence(self, x):
         if x.shape[1] > self.max_length:
             raise ValueError(
-                f"token_transformer: sequence length {x.shape[1]} exceeds max_length = "
+                f"{self._network}: sequence length {x.shape[1]} exceeds max_length = "
                 f"{self.max_length}"
             )
-        if x.ndim == 3 and x.shape[2] not in (self.vocab_size, self.vocab_size + 1):
+        if x.ndim == 3 and x.shape[2] not in (self.vocab_size, self.states):
             raise ValueError(
-                f"token_transformer: token weights must have a last axis of {self.vocab_size} or "
-                f"{self.vocab_size + 1}, got shape {x.shape}"
+                f"{self._network}: token weights must have a last axis of "
+                f"{' or '.join(map(str, range(self.vocab_size, self.states + 1)))}, got shape {x.shape}"
             )

@@ -20,6 +20,7 @@ from diffusion_jax.networks.checks import (
 )
 from diffusion_jax.networks.inputs import enter
 from diffusion_jax.networks.layers import AttentionBlock, GroupNorm, ResidualBlock
+from diffusion_jax.networks.remat import rematerialised
 from diffusion_jax.registry import register
 
 
@@ -46,7 +47,7 @@ class UNet(nn.Module):
       time_features: number of sinusoidal time features.
       time_scale: factor on t, see `features.time_features`.
       attention_implementation: see `layers.SelfAttention`.
-      remat: recompute the blocks in the backward pass instead of storing their insides.
+      remat: what the blocks compute again in the backward pass instead of storing it, see `remat`.
       dtype: compute dtype; parameters and output are float32.
     Shapes: x float [B, H, W, C] with H and W divisible by 2**(levels - 1); t real scalar or [B];
       label int [B]; source float [B, H, W, source_channels].
@@ -66,7 +67,7 @@ class UNet(nn.Module):
     time_features: int = 64
     time_scale: float = 1000.0
     attention_implementation: str | None = None
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -89,10 +90,8 @@ class UNet(nn.Module):
             check_divides("unet", "2**(levels - 1)", 2 ** (levels - 1), field, size)
         out_channels = self.out_channels or x.shape[-1] - self.source_channels
 
-        block_cls, attention_cls = ResidualBlock, AttentionBlock
-        if self.remat:
-            block_cls = nn.remat(ResidualBlock, static_argnums=(3,))
-            attention_cls = nn.remat(AttentionBlock)
+        block_cls = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
+        attention_cls = rematerialised(AttentionBlock, self.remat)
 
         def block(h, level, name, resample=None):
             width = self.channels * self.channel_mults[level]

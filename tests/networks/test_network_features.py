@@ -48,11 +48,11 @@ def test_time_features_must_be_even():
         time_features(jnp.zeros(2), 7)
 
 
-def test_sincos_positions_encode_row_then_column():
+def test_sincos_positions_encode_column_then_row():
     p = sincos_positions(3, 5, 16).reshape(3, 5, 16)
     assert len(np.unique(p.reshape(15, 16), axis=0)) == 15
-    np.testing.assert_array_equal(p[:, :1, :8].repeat(5, 1), p[:, :, :8])
-    np.testing.assert_array_equal(p[:1, :, 8:].repeat(3, 0), p[:, :, 8:])
+    np.testing.assert_array_equal(p[:1, :, :8].repeat(3, 0), p[:, :, :8])
+    np.testing.assert_array_equal(p[:, :1, 8:].repeat(5, 1), p[:, :, 8:])
     # Relative: the inner product of two positions is a function of their offset.
     np.testing.assert_allclose(p[0, 1] @ p[1, 3], p[1, 2] @ p[2, 4], rtol=1e-5)
     with pytest.raises(ValueError, match="divisible by 4, got 6"):
