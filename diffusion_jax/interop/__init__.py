@@ -4,6 +4,16 @@
 `python -m diffusion_jax.interop.import_torch` makes a run folder of a file.
 """
 
+from diffusion_jax.interop import (
+    adm_unet,
+    ddit,
+    dit,
+    edm2_unet,
+    gpt2,
+    inception,
+    song_unet,
+    uvit,
+)
 from diffusion_jax.interop.mapping import (
     CONV,
     LINEAR,
@@ -27,9 +37,17 @@ __all__ = [
     "Leaf",
     "Weights",
     "WeightsError",
+    "adm_unet",
+    "ddit",
+    "dit",
+    "edm2_unet",
     "export_state",
+    "gpt2",
     "import_state",
+    "inception",
     "linear",
+    "song_unet",
     "stacked",
     "transposed",
+    "uvit",
 ]

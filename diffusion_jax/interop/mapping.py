@@ -154,7 +154,7 @@ def export_state(weights: Weights, params: Any) -> dict[str, Array]:
         value = ours[leaf.ours]
         parts = [value] if isinstance(leaf.theirs, str) else value
         for name, part in zip(_names(leaf), parts, strict=True):
-            state[name] = np.ascontiguousarray(leaf.kind.to_theirs(part), np.float32)
+            state[name] = np.asarray(leaf.kind.to_theirs(part), np.float32, order="C")
     return state
 
 
