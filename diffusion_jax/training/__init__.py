@@ -8,6 +8,7 @@ _HOMES = {
     "checkpoints": ("CheckpointError", "CheckpointMismatch", "Checkpoints", "restore_params"),
     "loop": ("NonFiniteError", "TrainResult", "train"),
     "optim": ("Optimizer", "make_optimizer", "make_schedule", "optimizer_names"),
+    "agreement": ("ProcessesDiffer",),
     "parallel": ("Layout", "initialize_distributed", "make_layout"),
     "runfolder": ("ConfigChanged", "read_config"),
     "state": ("TrainState", "create_state", "ema_name", "ema_rate", "update_ema"),

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.registry import closest
+from diffusion_jax.registry import check_choice, closest
 
 _OPTIMIZER = {"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0}
+_PROFILE = {"first": 10, "steps": 0, "processes": "first"}
 
 
 def plain(value: Any) -> Any:
@@ -33,6 +34,22 @@ def check_keys(what: str, given: Mapping[str, Any], valid) -> None:
             raise ValueError(f"unknown {what} {key!r}{closest(key, valid)}")
 
 
+def profile_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `profiling.Profile` with defaults.
+
+    Raises:
+      ValueError: an unknown field or a value out of range.
+    """
+    check_keys("train.profile field", given, _PROFILE)
+    options = {**_PROFILE, **given}
+    for name in ("first", "steps"):
+        value = options[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"train.profile.{name} must be an integer >= 0; got {value!r}")
+    check_choice("train.profile.processes", options["processes"], ("first", "all"))
+    return options
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """What `train` does, apart from the method and the data.
@@ -44,7 +61,8 @@ class TrainConfig:
       optimizer: see `optim.make_optimizer`.
       ema: decays of the averaged parameters; the first is what the loss sees as `context.ema` and
         what samples are drawn with. Empty: none.
-      ema_warmup: use the decay min(decay, (1 + t) / (10 + t)) after t updates.
+      ema_warmup: True: the decay is min(decay, (1 + t) / (10 + t)) after t updates. "power": averages of
+        power-function profiles, of which `ema` are the relative widths (see `power_ema`).
       microbatches: number of parts the batch is computed in, one after the other (less memory, the
         same gradient).
       log_every: steps between rows of metrics (means over those steps).
@@ -57,6 +75,9 @@ class TrainConfig:
       init_from: run folder whose weights (the averaged ones where there are any, of the newest
         checkpoint) are the first parameters; empty: fresh ones. A run that is resumed goes on from
         its own checkpoint and does not read that folder again.
+      compilation_cache: folder in which compiled programs are kept for the next start; empty: none,
+        unless JAX is told by itself (JAX_COMPILATION_CACHE_DIR).
+      profile: see `profiling.Profile`.
     """
 
     steps: int = 10_000
@@ -64,7 +85,7 @@ class TrainConfig:
     seed: int = 0
     optimizer: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(_OPTIMIZER))
     ema: tuple[float, ...] = (0.999,)
-    ema_warmup: bool = False
+    ema_warmup: bool | str = False
     microbatches: int = 1
     log_every: int = 100
     sample_every: int = 1000
@@ -74,6 +95,8 @@ class TrainConfig:
     progress: bool = True
     tensorboard: bool = True
     init_from: str = ""
+    compilation_cache: str = ""
+    profile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -92,9 +115,11 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size} is not a multiple of"
                 f" train.microbatches {self.microbatches}"
             )
-        object.__setattr__(self, "init_from", str(self.init_from or ""))
-        for name in ("optimizer", "parallel"):
+        for name in ("init_from", "compilation_cache"):
+            object.__setattr__(self, name, str(getattr(self, name) or ""))
+        for name in ("optimizer", "parallel", "profile"):
             object.__setattr__(self, name, plain(getattr(self, name)))
+        profile_options(self.profile)
 
     @classmethod
     def from_mapping(cls, values: "Mapping[str, Any] | TrainConfig") -> "TrainConfig":
@@ -111,8 +136,12 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_mapping` gives an equal config back."""
         values = plain(dataclasses.asdict(self))
-        if not self.init_from:  # not in the files of runs made before there was such a field
-            del values["init_from"]
+        used = {"profile": profile_options(self.profile)["steps"]}
+        for name in ("init_from", "compilation_cache", "profile"):
+            if not used.get(
+                name, values[name]
+            ):  # not in the files of runs made before there was such a field
+                del values[name]
         return values
 
 

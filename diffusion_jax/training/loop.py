@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -13,12 +14,15 @@ import jax
 from jax.experimental import multihost_utils
 
 from diffusion_jax.methods.base import Method
+from diffusion_jax.training.agreement import common_config, environment
 from diffusion_jax.training.checkpoints import CheckpointError, Checkpoints, restore_params
 from diffusion_jax.training.config import TrainConfig, plain
 from diffusion_jax.training.console import Clock, catch_signals, progress_bar
 from diffusion_jax.training.metrics import MetricsWriter, Window
+from diffusion_jax.training.processes import agree, guarded, on_host
+from diffusion_jax.training.profiling import Profile, use_compilation_cache
 from diffusion_jax.training.report import summary
-from diffusion_jax.training.runfolder import open_run
+from diffusion_jax.training.runfolder import CONFIG, open_run
 from diffusion_jax.training.state import BAD_GRADIENT, SAMPLE_FOLD, TrainState, ema_name
 from diffusion_jax.training.trainer import Trainer
 
@@ -69,6 +73,7 @@ def train(
     accept_changes: bool = False,
     fallback: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, in a run folder.
 
@@ -87,8 +92,11 @@ def train(
       accept_changes: resume although the saved config is another one.
       fallback: resume from an older checkpoint if the newest is damaged, which is set aside.
       devices: default all.
+      about: more plain data that all processes of a distributed run must have in common.
 
     Raises:
+      ProcessesDiffer: the processes were started with different configs, data, code or versions, or
+        do not share the run folder; nothing is written.
       NonFiniteError: a loss, gradient or parameter was not finite; the last good state is saved.
       CheckpointError: the checkpoint to go on from, or to take the first weights from, is absent,
         damaged or of another model.
@@ -98,13 +106,17 @@ def train(
     config = TrainConfig.from_mapping(config)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(guarded())
+        use_compilation_cache(config.compilation_cache)
+        everything = {**plain(resolved or {}), "train": config.to_dict()}
+        first = pipeline.batch(0)
+        agree(lambda: _common(everything, first, workdir, about))
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.keep))
         saved = checkpoints.steps()
         if config.init_from and not saved:
             _check_init_from(config.init_from, workdir)
-        everything = {**plain(resolved or {}), "train": config.to_dict()}
         open_run(workdir, everything, bool(saved), accept_changes)
-        first = pipeline.batch(0)
+        _check_shared(workdir)
         trainer = Trainer(method, first, config, devices)
         layout = trainer.layout
         window = Window(trainer.names, last=("learning_rate", "param_norm"), guard="halt")
@@ -125,6 +137,8 @@ def train(
             stack.callback(writer.close)
         bar = stack.enter_context(progress_bar(config.steps, start, main and config.progress))
         interrupted = stack.enter_context(catch_signals())
+        profile = Profile(config.profile, workdir, start)
+        stack.callback(profile.close)
         status, row, clock = "finished", {}, Clock(start)
 
         def save() -> None:
@@ -133,7 +147,9 @@ def train(
             checkpoints.save(layout.to_global(state), extra)
 
         for step, batch in _batches(pipeline, start, config.steps, stack):
-            state, vector = trainer.step(state, batch)
+            with profile.step(step):
+                state, vector = trainer.step(state, batch)
+            profile.after(step, vector)
             window.add(vector)
             window.wait(behind=layout.max_in_flight)
             bar.update()
@@ -169,6 +185,33 @@ def train(
         checkpoints.wait()
         state = layout.to_global(state)
         return TrainResult(status, int(state.step), state, row, trainer.report)
+
+
+def _common(
+    everything: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    workdir: pathlib.Path,
+    about: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the processes of a distributed run must have in common to do the same steps."""
+    saved = [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit()]
+    return {
+        "config": common_config(everything),
+        "batch of a process": {k: f"{v.dtype}{list(v.shape)}" for k, v in batch.items()},
+        "newest checkpoint": max(saved, default=None),
+        **(about or {}),
+        **environment(),
+    }
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Raises ProcessesDiffer unless all processes see the files that the first one has written."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("diffusion_jax:run_folder")
+        path = workdir / CONFIG
+        seen = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "absent"
+        remedy = f"; {workdir} must lie on a file system that all processes share"
+        agree(lambda: {f"{CONFIG} in the run folder": seen}, remedy)
 
 
 def _check_init_from(folder: str, workdir: pathlib.Path) -> None:
@@ -223,10 +266,4 @@ def _stop(
 def _sample(sample_fn: SampleFn, state: TrainState, config: TrainConfig, key: jax.Array) -> Any:
     params = state.ema[ema_name(config.ema[0])] if config.ema else state.params
     samples = sample_fn(params, jax.random.fold_in(key, SAMPLE_FOLD), int(state.step))
-
-    def fetch(x: Any) -> Any:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return multihost_utils.process_allgather(x, tiled=True)
-        return x
-
-    return jax.tree.map(fetch, samples)
+    return jax.tree.map(lambda x: on_host(x) if isinstance(x, jax.Array) else x, samples)

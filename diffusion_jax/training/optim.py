@@ -8,7 +8,7 @@ Schedules, with peak rate r, warm-up of w updates from 0 and t counted in update
   (1) constant   r
   (2) cosine     r (e + (1 - e) (1 + cos(pi (t - w) / (T - w))) / 2)      e = end_factor, T = steps
   (3) linear     r (1 - (1 - e) (t - w) / (T - w))
-  (4) rsqrt      r / sqrt(max(t / timescale, 1))                          arXiv 2312.02696
+  (4) rsqrt      r / sqrt(max(t / timescale, 1)) min(t / w, 1)            arXiv 2312.02696, eq. 67
 """
 
 import functools
@@ -84,7 +84,8 @@ def make_schedule(
       learning_rate: the peak.
       schedule: a name, or a mapping with `name` and its options: `warmup_steps` for all,
         `steps` (default `total_steps`) and `end_factor` (default 0) for cosine and linear,
-        `timescale` (default the warm-up, at least 1) for rsqrt, `every` and `factor` for step (the rate
+        `timescale` (default the warm-up, at least 1) for rsqrt, whose warm-up may be a fraction of
+        updates too, `every` and `factor` for step (the rate
         is multiplied by `factor` after each `every` updates).
       total_steps: length of the run in updates.
 
@@ -109,8 +110,10 @@ def make_schedule(
         else:
             body = optax.linear_schedule(learning_rate, learning_rate * end, steps - warmup)
     elif name == "rsqrt":
-        timescale = float(options.get("timescale") or max(warmup, 1))
-        body = lambda t: learning_rate / jnp.sqrt(jnp.maximum((t + warmup) / timescale, 1.0))
+        ramp = float(options.get("warmup_steps", 0))
+        timescale = float(options.get("timescale") or max(ramp, 1.0))
+        rise = lambda t: jnp.minimum(t / ramp, 1.0) if ramp else 1.0
+        return lambda t: rise(t) * learning_rate / jnp.sqrt(jnp.maximum(t / timescale, 1.0))
     elif name == "step":
         every, factor = int(options.get("every", 0)), float(options.get("factor", 0.1))
         if every < 1 or factor <= 0:

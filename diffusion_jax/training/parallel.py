@@ -1,14 +1,16 @@
 """Where arrays live and how the one training step is run: `jit` over a mesh, or `pmap`.
 
 Mesh axes: the batch is split over `data` and `fsdp`; parameters, averages and optimiser state are
-split over `fsdp` (each on its largest divisible axis) and, by rules, over `model`. This is the only
+split over `fsdp` (each on its largest divisible axis) and, by `sharding_rules`, over `model`. This is the only
 module that builds meshes or starts `jax.distributed`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import inspect
+import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +22,12 @@ from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.registry import check_choice
 from diffusion_jax.training.config import check_keys
+from diffusion_jax.training.gathering import tracing
+from diffusion_jax.training.processes import HEARTBEAT, find_watch, joining
+from diffusion_jax.training.sharding_rules import AXES, Rules, automatic, param_spec, parse_rules
 from diffusion_jax.training.state import TrainState
 
-AXES = ("data", "fsdp", "model")
+_LOG = logging.getLogger(__name__)
 MODES = ("jit", "pmap")
 _BATCH = P(("data", "fsdp"))
 _KEYS = (*AXES, "mode", "rules", "min_size", "distributed")
@@ -40,27 +45,34 @@ def initialize_distributed(distributed: bool | str | Mapping[str, Any] = False) 
     Args:
       distributed: False: nothing; True: arguments found by JAX (Slurm, TPU pods, ...); "auto": the
         same, and a single process where JAX finds no cluster; a mapping: the arguments of
-        `jax.distributed.initialize` (`coordinator_address`, `num_processes`, `process_id`).
+        `jax.distributed.initialize` (`coordinator_address`, `num_processes`, `process_id`; what is
+        left out is found by JAX). Its `heartbeat_timeout_seconds` (default 60) is the time after
+        which a process that gives no sign of life counts as lost (see `processes`).
 
     Returns:
       The number of processes.
 
     Raises:
-      ValueError: True on a machine that is no part of a cluster.
+      ValueError: True on a machine that is no part of a cluster, or an unknown argument.
     """
     if distributed and not jax.distributed.is_initialized():
-        if isinstance(distributed, Mapping):
-            jax.distributed.initialize(**distributed)
-        elif distributed == "auto" or distributed is True:
-            try:
-                jax.distributed.initialize()
-            except ValueError:
-                if distributed is True:
-                    raise
-        else:
+        if not (isinstance(distributed, Mapping) or distributed == "auto" or distributed is True):
             raise ValueError(
                 f"distributed is False, True, 'auto' or a mapping; got {distributed!r}"
             )
+        options = dict(distributed) if isinstance(distributed, Mapping) else {}
+        takes = inspect.signature(jax.distributed.initialize).parameters
+        check_keys("option of parallel.distributed", options, takes)
+        heartbeat = options.pop("heartbeat_timeout_seconds", HEARTBEAT)
+        patience = options.get("initialization_timeout", takes["initialization_timeout"].default)
+        try:  # JAX aborts a process with a dump of its stack: the watch should come first
+            with joining(options.get("coordinator_address"), patience):
+                late = int(heartbeat + max(heartbeat, 30))
+                jax.distributed.initialize(**options, heartbeat_timeout_seconds=late)
+        except ValueError:
+            if distributed != "auto":
+                raise
+        find_watch(heartbeat)
     return jax.process_count()
 
 
@@ -71,15 +83,30 @@ class Layout:
     Attributes:
       mesh: with the axes `data`, `fsdp`, `model`.
       mode: "jit" or "pmap".
-      rules: ordered (regular expression on the parameter's name, partition spec or None for the
-        automatic rule); the first that is found in the name decides.
-      min_size: arrays of fewer elements are not split over `fsdp`.
+      per_device: in mode "jit", whether a step is written for one device, with `axis_name="data"`, as
+        in mode "pmap". On a mesh of the axis `data` alone this sums the gradients of microbatches on
+        each device, and over the devices once. Dropout then draws for each device apart.
+      rules: ordered; each a `Rule`, or (regular expression on the parameter's name, partition spec or
+        None for the automatic rule). The first whose expression is found in the name decides.
+      min_size: arrays, and vectors of a stack of them, of fewer elements are not split over `fsdp`.
     """
 
     mesh: Mesh
     mode: str = "jit"
-    rules: tuple[tuple[str, P | None], ...] = ()
+    per_device: bool = False
+    rules: Rules = ()
     min_size: int = 2**14
+
+    def for_microbatches(self, batch_size: int, microbatches: int) -> "Layout":
+        """This layout, `per_device` where that saves traffic and the sizes allow it."""
+        only_data = self.mode == "jit" and self.mesh.shape["data"] == self.mesh.size > 1
+        fits = batch_size % (self.mesh.size * microbatches) == 0
+        return dataclasses.replace(self, per_device=only_data and microbatches > 1 and fits)
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that a step takes means over, None where it is written for the global batch."""
+        return "data" if self.mode == "pmap" or self.per_device else None
 
     @property
     def replicated(self) -> NamedSharding:
@@ -154,12 +181,8 @@ class Layout:
         Raises:
           ValueError: a rule's spec does not fit a parameter.
         """
-        names = leaf_names(state.params)
-        leaves = jax.tree.leaves(state.params)
-        specs = {
-            n: (leaf.shape, self._param_spec(n, leaf.shape))
-            for n, leaf in zip(names, leaves, strict=True)
-        }
+        specs = self._param_specs(state.params)
+        self._check_model_axis(specs)
 
         def place(name: str, leaf: Any) -> NamedSharding:
             parts = name.split("/")
@@ -174,31 +197,54 @@ class Layout:
         return jax.tree.unflatten(tree, placed)
 
     def _automatic(self, shape: Sequence[int]) -> P:
-        ways = self.mesh.shape["fsdp"]
-        fitting = [i for i, n in enumerate(shape) if n % ways == 0]
-        if ways == 1 or math.prod(shape) < self.min_size or not fitting:
-            return P()
-        axis = max(fitting, key=lambda i: shape[i])
-        return P(*(None,) * axis, "fsdp")
+        return automatic(shape, self.mesh.shape["fsdp"], self.min_size)
+
+    def _param_specs(self, params: Any) -> dict[str, tuple[tuple[int, ...], P]]:
+        """Name of a parameter -> its shape and how it is split."""
+        leaves = jax.tree.leaves(params)
+        return {
+            n: (leaf.shape, self._param_spec(n, leaf.shape))
+            for n, leaf in zip(leaf_names(params), leaves, strict=True)
+        }
 
     def _param_spec(self, name: str, shape: Sequence[int]) -> P:
-        for pattern, spec in self.rules:
-            if re.search(pattern, name) is None:
-                continue
-            if spec is None:
-                return self._automatic(shape)
-            for size, axes in zip(shape, spec):
-                axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-                if size % math.prod(self.mesh.shape[a] for a in axes):
-                    break
-            else:
-                if len(spec) <= len(shape):
-                    return spec
-            raise ValueError(
-                f"rule {pattern!r}: {spec} does not fit parameter {name} of shape {tuple(shape)}"
-                f" on the mesh {dict(self.mesh.shape)}"
+        return param_spec(self.rules, name, shape, self.mesh.shape, self.min_size)
+
+    def _check_model_axis(self, specs: Mapping[str, tuple[Sequence[int], P]]) -> None:
+        ways = self.mesh.shape["model"]
+        if ways > 1 and not any("model" in str(spec) for _, spec in specs.values()):
+            _LOG.warning(
+                "parallel.model = %d splits no parameter of this network: %d devices do the work of"
+                " one; use fsdp, or rules for its names",
+                ways,
+                ways,
             )
-        return self._automatic(shape)
+
+    def tracing(self, params: Any) -> contextlib.AbstractContextManager:
+        """While it lasts, a loss is traced for this mesh, see `placement`.
+
+        Args:
+          params: all parameters of the method, anything with shapes.
+        """
+        if self.mode == "pmap" or self.mesh.size == 1 or self.per_device:
+            return contextlib.nullcontext()
+        known = self._param_specs(params)
+
+        def specs_of(part: Any) -> Any:
+            leaves, tree = jax.tree.flatten(part)
+            return tree.unflatten(
+                self._known_spec(known, name, leaf.shape)
+                for name, leaf in zip(leaf_names(part), leaves, strict=True)
+            )
+
+        return tracing(self.mesh, specs_of)
+
+    def _known_spec(self, known: Mapping[str, Any], name: str, shape: Sequence[int]) -> P:
+        """Of a parameter by its name within a network: all parameters may hold several networks."""
+        for full, (size, spec) in known.items():
+            if size == shape and (full == name or full.endswith(f"/{name}")):
+                return spec
+        return self._param_spec(name, shape)
 
     # pmap keeps one copy a device along a leading axis; checkpoints, samples and everything else see
     # the same global arrays in both modes.
@@ -254,7 +300,7 @@ class Layout:
         """Compiles `step(state, batch, key) -> (state, metrics)`, which donates the state.
 
         Args:
-          step: as `make_train_step` gives it, with `axis_name="data"` in pmap mode.
+          step: as `make_train_step` gives it with the `axis_name` of this layout.
           state: what `to_device` gives, or the same as `ShapeDtypeStruct`s with shardings.
           batch: what `put_step_batch` gives, likewise.
           key: the base key, a global array.
@@ -280,13 +326,22 @@ class Layout:
             )
             return mapped.lower(state, batch, key).compile(), jaxpr
         placed = jax.tree.map(lambda x: x.sharding, state)
+        if self.per_device:
+            step = jax.shard_map(
+                step,
+                mesh=self.mesh,
+                in_specs=(P(), _BATCH, P()),
+                out_specs=(P(), P()),
+                check_vma=False,
+            )
         jitted = jax.jit(
             step,
             donate_argnums=0,
             in_shardings=(placed, self.batch_sharding, self.replicated),
             out_shardings=(placed, self.replicated),
         )
-        traced = jitted.trace(state, batch, key)
+        with self.tracing(state.params):
+            traced = jitted.trace(state, batch, key)
         return traced.lower().compile(), traced.jaxpr
 
 
@@ -298,6 +353,16 @@ def _put(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Arr
     }
 
 
+def put_local(tree: Any, split: bool = False) -> Any:
+    """Arrays on all devices of this process: whole on each, or split along the leading axis."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    types = (AxisType.Auto,)
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=types, devices=devices)
+    return jax.device_put(tree, NamedSharding(mesh, P("data") if split else P()))
+
+
 def make_layout(
     config: Mapping[str, Any] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Layout:
@@ -305,10 +370,12 @@ def make_layout(
 
     Args:
       config: `mode` ("jit" or "pmap"); mesh sizes `data` (default -1: what is left of the devices),
-        `fsdp` and `model` (default 1); `rules`: list of (regular expression on the parameter's
-        name, spec), a spec being a list with one entry an axis (None, the name of a mesh axis or a
-        list of names), "replicated" or "fsdp"; `min_size`: arrays of fewer elements are not split
-        automatically; `distributed` belongs to `initialize_distributed`.
+        `fsdp` and `model` (default 1); `rules`: what is split over `model`, "auto" (the default: by
+        the names of the parameters), "transformer" or "unet" (see `sharding_rules`), or a list of
+        such names and of (regular expression on the parameter's name, spec), a spec being a list with
+        one entry an axis (None, the name of a mesh axis or a list of names), "replicated" or "fsdp";
+        `min_size`: arrays of fewer elements are not split over `fsdp`; `distributed` belongs to
+        `initialize_distributed`.
       devices: default all.
 
     Raises:
@@ -338,21 +405,5 @@ def make_layout(
         mesh = Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
     else:
         mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    rules = tuple((str(pattern), _spec(spec)) for pattern, spec in config.get("rules") or ())
-    return Layout(mesh, mode, rules, int(config.get("min_size", 2**14)))
-
-
-def _spec(spec: Any) -> P | None:
-    if spec == "replicated":
-        return P()
-    if spec == "fsdp":
-        return None
-    if isinstance(spec, str):
-        raise ValueError(f"a sharding rule is 'replicated', 'fsdp' or a list; got {spec!r}")
-    parts = [tuple(axes) if isinstance(axes, list | tuple) else axes for axes in spec]
-    for axis in [a for axes in parts for a in (axes if isinstance(axes, tuple) else (axes,))]:
-        if axis is not None and axis not in AXES:
-            raise ValueError(
-                f"unknown mesh axis {axis!r} in rule {list(spec)}; valid: {', '.join(AXES)}"
-            )
-    return P(*parts)
+    rules, min_size = parse_rules(config.get("rules")), int(config.get("min_size", 2**14))
+    return Layout(mesh, mode, rules=rules, min_size=min_size)

@@ -47,6 +47,7 @@ def _flops_of(eqn: Any) -> int:
     if name == "cond":
         return max(inner)
     times = params["length"] if name == "scan" else 1
+    times = params["mesh"].size if name == "shard_map" else times  # the inside is of one device
     return times * sum(inner)
 
 

@@ -27,6 +27,8 @@ FREE = (
     "train.parallel",
     "train.progress",
     "train.tensorboard",
+    "train.compilation_cache",
+    "train.profile",
     "sample",
     "evaluate",
     "workdir",
@@ -52,7 +54,7 @@ def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences outside `FREE`, each as "name: old -> new"."""
-    old_leaves, new_leaves = dict(_leaves(old)), dict(_leaves(new))
+    old_leaves, new_leaves = dict(config_leaves(old)), dict(config_leaves(new))
     names = [*old_leaves, *(n for n in new_leaves if n not in old_leaves)]
     show = lambda leaves, name: json.dumps(leaves[name]) if name in leaves else "absent"
     return [
@@ -135,9 +137,10 @@ def _warn_of_versions(path: pathlib.Path, started: bool) -> None:
         _LOG.warning("resumed with other versions, bits may differ: %s", ", ".join(changed))
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def config_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`(dotted name, value)` of the leaves of nested mappings."""
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from config_leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree

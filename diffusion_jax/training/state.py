@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from diffusion_jax.methods.base import Method
 from diffusion_jax.numerics import pytree_dataclass
+from diffusion_jax.registry import check_choice
 from diffusion_jax.training.optim import Optimizer
+from diffusion_jax.training.power_ema import power_rate
 
 # Data folded into the base key for what is not a training step (steps count up from 0).
 INIT_FOLD = 2**32 - 1
@@ -59,6 +61,8 @@ def create_state(
 ) -> TrainState:
     """The state before the first step; averages start at the parameters.
 
+    Parameters that the method wants projected (`Method.project`) are.
+
     Pure, so it can be run under `jax.eval_shape` and under `jax.jit` with `out_shardings`. A method
     may have `init_state(key, params, batch) -> pytree` beside `init`; it gives `method_state`.
 
@@ -72,6 +76,8 @@ def create_state(
     """
     init_key, state_key = jax.random.split(jax.random.fold_in(key, INIT_FOLD))
     params = method.init(init_key, batch) if params is None else params
+    project = getattr(method, "project", None)
+    params = params if project is None else project(params)
     init_state = getattr(method, "init_state", None)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -83,12 +89,19 @@ def create_state(
     )
 
 
-def ema_rate(decay: float, count: Any, warmup: bool = False) -> Any:
+def ema_rate(decay: float, count: Any, warmup: bool | str = False) -> Any:
     """`1 - decay`, the weight of the new parameters in the update that follows `count` others.
 
     With `warmup` the decay is min(decay, (1 + count) / (10 + count)), so that a long average forgets
-    the initial parameters early on.
+    the initial parameters early on. With "power" it goes on growing for the whole run, and `decay` is the
+    relative width of the average's profile (`power_ema`).
+
+    Raises:
+      ValueError: another `warmup`, or a width that no such profile has.
     """
+    check_choice("ema_warmup", warmup, (False, True, "power"))
+    if warmup == "power":
+        return power_rate(decay, count)
     if not warmup:
         return 1.0 - decay
     return jnp.maximum(1.0 - decay, 9.0 / (10.0 + jnp.asarray(count, jnp.float32)))

@@ -29,7 +29,7 @@ def make_train_step(
     *,
     batch_size: int,
     decays: tuple[float, ...] = (),
-    ema_warmup: bool = False,
+    ema_warmup: bool | str = False,
     microbatches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -48,7 +48,7 @@ def make_train_step(
       optimizer: see `make_optimizer`.
       batch_size: size of the global batch.
       decays: of the averages in the state, in the config's order.
-      ema_warmup: see `update_ema`.
+      ema_warmup: see `ema_rate`.
       microbatches: parts that the batch is computed in, one after the other.
       axis_name: the mapped axis under `jax.pmap`, over which loss and gradient are averaged.
     """
@@ -67,6 +67,7 @@ def make_train_step(
         return loss, (metrics | {"loss": loss}, method_state)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    project = getattr(method, "project", None) or (lambda params: params)
 
     def gradient(state: TrainState, batch: Any, key: jax.Array):
         if microbatches == 1:
@@ -109,7 +110,7 @@ def make_train_step(
 
         def update(old: _Moving) -> _Moving:
             updates, opt_state = optimizer.update(grads, old.opt_state, old.params, **known)
-            params = optax.apply_updates(old.params, updates)
+            params = project(optax.apply_updates(old.params, updates))
             ema = {}
             for d in decays:
                 rate = ema_rate(d, updates_done, ema_warmup)

@@ -31,6 +31,7 @@ class Trainer:
       abstract: the state as `ShapeDtypeStruct`s with shardings.
       names: of the entries of the metrics vector.
       report: what `describe` says.
+      compiled: the compiled step, as JAX gives it.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Trainer:
         config: TrainConfig,
         devices: Sequence[jax.Device] | None = None,
     ):
-        self.layout = make_layout(config.parallel, devices)
-        self.layout.check_batch(batch, config.batch_size)
+        layout = make_layout(config.parallel, devices)
+        layout.check_batch(batch, config.batch_size)
+        self.layout = layout.for_microbatches(config.batch_size, config.microbatches)
         optimizer = make_optimizer(config.optimizer, config.steps)
         self.key = self.layout.put_key(config.seed)
         self._create = lambda key, batch, params=None: create_state(
@@ -60,7 +62,7 @@ class Trainer:
             decays=config.ema,
             ema_warmup=config.ema_warmup,
             microbatches=config.microbatches,
-            axis_name="data" if self.layout.mode == "pmap" else None,
+            axis_name=self.layout.axis_name,
         )
         names: list[str] = []
 
@@ -73,10 +75,10 @@ class Trainer:
         begin = time.perf_counter()
         step_batch = self.layout.put_step_batch(batch)
         abstract = self.layout.device_abstract(self.abstract)
-        self._compiled, jaxpr = self.layout.compile(packed, abstract, step_batch, self.key)
+        self.compiled, jaxpr = self.layout.compile(packed, abstract, step_batch, self.key)
         self.names = tuple(names)
         seconds = time.perf_counter() - begin
-        self.report = describe(self._compiled, jaxpr, self.abstract, self.layout, seconds)
+        self.report = describe(self.compiled, jaxpr, self.abstract, self.layout, seconds)
 
     def create(self, batch: Mapping[str, Any], params: Any = None) -> TrainState:
         """The initial state, of global arrays.
@@ -102,6 +104,6 @@ class Trainer:
           ValueError: a batch of other shapes or dtypes than the first.
         """
         try:
-            return self._compiled(state, self.layout.put_step_batch(batch), self.key)
+            return self.compiled(state, self.layout.put_step_batch(batch), self.key)
         except TypeError as error:
             raise ValueError(f"a batch differs from the first one: {error}") from error

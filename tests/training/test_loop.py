@@ -176,7 +176,9 @@ def test_sigterm_saves_and_ends_cleanly(whole, tmp_path):
 
 
 def test_signals_are_caught_once_and_handlers_restored(request):
-    started_with = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    started_with = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, started_with))
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with catch_signals() as interrupted:

@@ -31,6 +31,10 @@ GRADS = {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.0]]), "bias": jnp.array([0.0, 
         ),
         ({"name": "rsqrt", "warmup_steps": 4}, {2: 1.0, 4: 2.0, 16: 1.0, 64: 0.5}),
         ({"name": "rsqrt", "timescale": 100}, {0: 2.0, 100: 2.0, 400: 1.0}),
+        (
+            {"name": "rsqrt", "warmup_steps": 64.5, "timescale": 16},
+            {0: 0.0, 43: 2 * (43 / 64.5) * math.sqrt(16 / 43), 64: 64 / 64.5, 144: 2 / 3},
+        ),
         ({"name": "step", "every": 10, "factor": 0.4}, {0: 2.0, 9: 2.0, 10: 0.8, 25: 0.32}),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -104,6 +105,30 @@ def start_python(code, devices=1, **popen):
         text=True,
         **popen,
     )
+
+
+def free_port():
+    """A port that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_together(code, count, devices=1, heartbeat=4):
+    """Starts processes of one `jax.distributed` run; the code may use `PROCESS`."""
+    address = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": count}
+    address["heartbeat_timeout_seconds"] = heartbeat
+    head = "from diffusion_jax.training import initialize_distributed\nPROCESS = {0}\n"
+    head += f"initialize_distributed(dict({address!r}, process_id=PROCESS))\n"
+    return [start_python(head.replace("{0}", str(i)) + code, devices) for i in range(count)]
+
+
+def finish_together(processes, statuses=None, timeout=240):
+    """Outputs of processes that must end with the given statuses, by default 0."""
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    found = [process.returncode for process in processes]
+    assert found == (statuses or [0] * len(processes)), "\n".join(outputs)
+    return outputs
 
 
 def run_python(code, devices=1, timeout=300):
