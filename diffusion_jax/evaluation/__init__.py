@@ -8,6 +8,7 @@ import importlib
 
 _HOMES = {
     "classifier": ("Classifier", "load_or_train", "train_classifier"),
+    "feature_statistics": ("FeatureStatistics", "collect", "figures"),
     "files": ("write_atomically",),
     "filter_bank": ("FilterBank",),
     "frechet": (
@@ -20,6 +21,7 @@ _HOMES = {
         "psd_sqrt",
         "stream_moments",
     ),
+    "generative": (),
     "grids": (
         "comparison_grid",
         "image_grid",
@@ -56,6 +58,7 @@ _HOMES = {
     "piano_roll": ("piano_rolls",),
     "plots": ("error_versus_nfe", "line_plot"),
     "quality": ("ImageQuality", "noise_images"),
+    "reference_files": ("Reference", "read_reference", "reference_of", "write_reference"),
     "report": ("format_number", "markdown_table", "read_json", "write_json"),
     "scaling": (
         "PowerLaw",
@@ -64,6 +67,7 @@ _HOMES = {
         "loss_at",
         "slope_ratio",
     ),
+    "sharded": ("ShardedFunction",),
     "speech": (
         "cepstral_distortion",
         "mel_distances",

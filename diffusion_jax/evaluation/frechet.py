@@ -98,10 +98,11 @@ def stream_moments(batches: Iterable) -> Moments:
     return total
 
 
-def psd_sqrt(matrix) -> np.ndarray:
+def psd_sqrt(matrix, *, tolerance: float = 1e-8) -> np.ndarray:
     """Symmetric square root of a symmetric positive semi-definite matrix [D, D], float64.
 
-    Eigenvalues within rounding of zero are taken as zero.
+    Eigenvalues within rounding of zero are taken as zero; `tolerance` is that of negative ones,
+    relative to the largest entry.
 
     Raises:
       ValueError: not square, not finite, not symmetric, or with an eigenvalue that is negative
@@ -117,18 +118,21 @@ def psd_sqrt(matrix) -> np.ndarray:
         raise ValueError("a covariance must be symmetric")
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     rounding = len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    if values[0] < -1e-8 * scale:
+    if values[0] < -tolerance * scale:
         raise ValueError(f"a covariance must be positive, got the eigenvalue {values[0]:.3g}")
     roots = np.sqrt(np.where(values > rounding, values, 0.0))
     return (vectors * roots) @ vectors.T
 
 
-def gaussian_distance(mean_a, covariance_a, mean_b, covariance_b) -> float:
+def gaussian_distance(
+    mean_a, covariance_a, mean_b, covariance_b, *, tolerance: float = 1e-8
+) -> float:
     """Squared Frechet distance (1) between N(mean_a, covariance_a) and N(mean_b, covariance_b).
 
     Args:
       mean_a, mean_b: [D].
       covariance_a, covariance_b: [D, D], symmetric, of any rank.
+      tolerance: of their eigenvalues, see `psd_sqrt`; wider for matrices that were kept in float32.
 
     Raises:
       ValueError: shapes that do not match, or a matrix that `psd_sqrt` refuses.
@@ -138,7 +142,7 @@ def gaussian_distance(mean_a, covariance_a, mean_b, covariance_b) -> float:
     size = mean_a.size
     if shapes != [(size,), (size, size), (size,), (size, size)]:
         raise ValueError(f"expected shapes [D], [D, D], [D], [D, D], got {shapes}")
-    root_a, root_b = psd_sqrt(covariance_a), psd_sqrt(covariance_b)
+    root_a, root_b = (psd_sqrt(c, tolerance=tolerance) for c in (covariance_a, covariance_b))
     coupling = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
     spread = np.trace(covariance_a) + np.trace(covariance_b) - 2.0 * coupling
     return float(np.sum((mean_a - mean_b) ** 2) + max(spread, 0.0))
