@@ -21,6 +21,7 @@ setup(
         "pillow>=11.0",
         "matplotlib>=3.9",
         "tqdm>=4.66",
+        "safetensors>=0.5",
         "absl-py>=2.1",
     ],
     extras_require={
@@ -37,6 +38,8 @@ setup(
             "tokenizers>=0.21",
         ],
         "tensorboard": ["tensorboard>=2.19"],
+        # reading PyTorch's own files of official weights (.pt); .safetensors need nothing
+        "torch": ["torch>=2.4"],
         # speech: spectrograms, Griffin-Lim, wav files
         "audio": ["librosa>=0.11", "soundfile>=0.13"],
         # tokenizer files for text

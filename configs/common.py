@@ -39,10 +39,19 @@ def train(
         "sample_every": every,
         "checkpoint_every": every,
         "keep": 3,
-        "parallel": {"mode": "jit", "distributed": False, "data": -1, "fsdp": 1, "model": 1},
+        "parallel": {
+            "mode": "jit",
+            "distributed": False,
+            "data": -1,
+            "fsdp": 1,
+            "model": 1,
+            "rules": "auto",
+        },
         "progress": True,
         "tensorboard": True,
         "init_from": init_from,
+        "compilation_cache": "",
+        "profile": {"first": 10, "steps": 0, "processes": "first"},
     }
 
 
@@ -54,7 +63,9 @@ def small_dit(**fields: Any) -> dict[str, Any]:
         "width": 96,
         "depth": 4,
         "heads": 2,
-        "remat": True,
+        "time_features": 64,
+        "condition_stddev": None,  # learns labels within minutes
+        "remat": "full",
     } | fields
 
 
@@ -65,14 +76,14 @@ def small_token_transformer(**fields: Any) -> dict[str, Any]:
         "width": 64,
         "depth": 2,
         "heads": 2,
-        "remat": True,
+        "remat": "full",
         "positions": "learned",
         "max_length": 64,
     } | fields
 
 
 def base_token_transformer(**fields: Any) -> dict[str, Any]:
-    """The section `network` of a text model of 12 layers, as SEDD, MDLM and RADD have it."""
+    """The section `network` of a text model of 12 layers, of the size of SEDD's, MDLM's and RADD's."""
     return {
         "name": "token_transformer",
         "width": 768,
@@ -80,8 +91,13 @@ def base_token_transformer(**fields: Any) -> dict[str, Any]:
         "heads": 12,
         "time_conditioned": False,
         "dtype": "bfloat16",
-        "remat": True,
+        "remat": "full",
     } | fields
+
+
+def official_token_transformer(size: str, **fields: Any) -> dict[str, Any]:
+    """The section `network` of SEDD's, MDLM's or RADD's own model, a size of the network `ddit`."""
+    return {"name": "ddit", "size": size, "dtype": "bfloat16", "remat": "full"} | fields
 
 
 def text_train(*, steps: int) -> dict[str, Any]:
@@ -211,22 +227,21 @@ def image_score(
     )
 
 
-def adm_256(**fields: Any) -> dict[str, Any]:
-    """The section `network` of ADM's U-Net for images of 256x256 (arXiv 2105.05233), as bridges use it.
-
-    Deviation: 8 attention heads at every resolution instead of heads of 64 channels.
-    """
+def image_latents(path: str = "latents/train.npz", **options: Any) -> dict[str, Any]:
+    """The section `data` of ImageNet's latents, made beforehand: arrays "image" and "label"."""
     return {
-        "name": "unet",
-        "channels": 256,
-        "channel_mults": (1, 1, 2, 2, 4, 4),
-        "num_res_blocks": 2,
-        "attention_resolutions": (32, 16, 8),
-        "heads": 8,
-        "dropout": 0.0,
-        "dtype": "bfloat16",
-        "remat": True,
-    } | fields
+        "name": "arrays",
+        "path": path,
+        "num_classes": 1000,
+        "test_fraction": 0.01,
+        "bounded": False,
+        "max_bytes": 2**37,
+    } | options
+
+
+def adm(size: str, **fields: Any) -> dict[str, Any]:
+    """The section `network` of a published size of ADM's U-Net (arXiv 2105.05233), as bridges use it."""
+    return {"name": "adm_unet", "size": size, "dtype": "bfloat16", "remat": "full"} | fields
 
 
 def config(**sections: Any) -> ConfigDict:

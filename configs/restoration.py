@@ -90,7 +90,7 @@ def imagenet_i2sb(
         "sampler": "i2sb",
         "nfe": 100,
     } | fields
-    network = common.adm_256(num_classes=0)
+    network = common.adm("i2sb-imagenet-256x256")
     return common.config(
         data={
             "name": "paired",

@@ -17,6 +17,9 @@ _EPILOG = """examples:
                                    --config.train.steps=200 --config.method.sampler=ddim
   python -m diffusion_jax sample   --workdir=runs/score --num=64 --sampler=dpmpp_2m --nfe=10 --out=grid.png
   python -m diffusion_jax evaluate --workdir=runs/score
+  python -m diffusion_jax evaluate --features=inception --weights=pt_inception.pth --workdir=runs/cifar \
+                                   --num=50000 --reference=cifar10-32x32.npz
+  python -m diffusion_jax evaluate --text_model=gpt2 --workdir=runs/text
   python -m diffusion_jax likelihood --workdir=runs/score --num=100
   python -m diffusion_jax likelihood --workdir=runs/text --text news=a.txt --text books=b.txt --clean=text8
   python -m diffusion_jax statistics --workdir=runs/score
@@ -63,9 +66,66 @@ def build_parser() -> argparse.ArgumentParser:
         )
         add_checkpoint(made)
 
+    def add_judges(made):
+        made.add_argument(
+            "--features",
+            help="inception: FID, sFID, KID, precision, recall, Inception score; --weights=FILE is then the "
+            "network's (.pth, .safetensors, .npz)",
+        )
+        made.add_argument(
+            "--feature_weights",
+            "--feature-weights",
+            help="of --features, beside --weights of the run",
+        )
+        made.add_argument(
+            "--preparation",
+            default="pytorch_fid",
+            help="of images for --features: pytorch_fid (default), or tensorflow (EDM, guided-diffusion)",
+        )
+        made.add_argument("--images", help="a folder or .npz to judge instead of a run's samples")
+        made.add_argument(
+            "--reference",
+            help="statistics .npz (ours, EDM's, guided-diffusion's), a folder or .npz of images, or a text "
+            "(default: the run's data)",
+        )
+        made.add_argument(
+            "--statistics", help="write the statistics of the judged images to this .npz"
+        )
+        made.add_argument("--seed", type=int, help="of the samples (default 0)")
+        made.add_argument(
+            "--batch_size",
+            type=int,
+            help="samples; with --features images (64), with --text_model windows (8) at a time",
+        )
+        made.add_argument(
+            "--text_model",
+            "--text-model",
+            help="folder of a GPT-2 (config.json, *.safetensors, tokenizer.json): generative perplexity, "
+            "entropy, MAUVE",
+        )
+        made.add_argument("--texts", help="a file of texts, one a line, instead of a run's samples")
+        made.add_argument(
+            "--mauve", action="store_true", help="MAUVE against --reference or held-out data"
+        )
+        made.add_argument(
+            "--window", type=int, help="tokens of a window (default: the model's most)"
+        )
+        made.add_argument("--stride", type=int, help="between windows (default: no overlap)")
+
+    def add_processes(made):
+        text = "several processes, found by JAX (SLURM, TPU pods, ...); see docs/launch.md"
+        made.add_argument("--distributed", action="store_true", help=text)
+        made.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+        made.add_argument("--num_processes", type=int, help="with --coordinator: how many")
+        made.add_argument("--process_id", type=int, help="with --coordinator: which one this is")
+        made.add_argument(
+            "--heartbeat", type=int, help="seconds of silence that end a run (default 60)"
+        )
+
     configured = "--config=FILE is required; override fields with --config.section.field=value"
     train = add("train", commands.command_train, f"train a config, or go on. {configured}")
     train.add_argument("--workdir", required=True, help="run folder; an existing run goes on")
+    add_processes(train)
     train.add_argument(
         "--accept_changes", action="store_true", help="resume although the config changed"
     )
@@ -76,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sample", commands.command_sample, "draw samples from a run folder into a picture or file"
     )
     sample.add_argument("--workdir", required=True, help="run folder")
+    add_processes(sample)
     sample.add_argument("--num", type=int, default=64, help="number of samples (default 64)")
     sample.add_argument("--seed", type=int, default=0, help="sample i depends on seed and i alone")
     sample.add_argument("--label", type=int, help="one class for all (default: all in turn)")
@@ -93,9 +154,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = add(
         "evaluate", commands.command_evaluate, "judge a run against held-out data and noise"
     )
-    evaluate.add_argument("--workdir", required=True, help="run folder")
+    evaluate.add_argument("--workdir", help="run folder")
     evaluate.add_argument("--num", type=int, help="samples (default: as many as held-out examples)")
     add_sampling(evaluate)
+    add_processes(evaluate)
+    add_judges(evaluate)
     likelihood = add(
         "likelihood",
         commands.command_likelihood,
@@ -159,7 +222,9 @@ def build_parser() -> argparse.ArgumentParser:
         f"resolved config, shapes, cost; trains nothing. {configured}",
     )
     lists = add("list", commands.command_list, "names that configs and command lines take")
-    lists.add_argument("what", nargs="?", help=f"one of {', '.join([*commands.LISTS, 'papers'])}")
+    lists.add_argument(
+        "what", nargs="?", help=f"one of {', '.join([*commands.LISTS, *commands.MORE_LISTS])}"
+    )
     add(
         "doctor",
         commands.command_doctor,
@@ -175,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffusion_jax").setLevel(logging.INFO)
     try:
-        return arguments.run(arguments, rest)
+        return commands.run_command(arguments, rest)
     except (ValueError, ImportError, OSError) as error:
         if arguments.debug:
             raise

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import registry
 from diffusion_jax.data.source import DataSpec
 from diffusion_jax.methods.base import Method
+from diffusion_jax.methods.told import Told
 
 SECTIONS = ("data", "process", "network", "method", "train", "evaluate")
 
@@ -124,7 +125,10 @@ def _parameterization(config: Mapping[str, Any]) -> str | None:
 
 
 def build_network(config: Mapping[str, Any], spec: DataSpec):
-    """The network module; classes, vocabulary, voices and source channels come from the data."""
+    """The network module; classes, vocabulary, voices and source channels come from the data.
+
+    A `time_input` is not for it, but for `build_method`.
+    """
     defaults: dict[str, Any] = {"num_classes": spec.num_classes}
     if spec.vocab_size:
         defaults["vocab_size"] = spec.vocab_size
@@ -135,10 +139,36 @@ def build_network(config: Mapping[str, Any], spec: DataSpec):
         defaults["mels"] = spec.shape[-1]
     if "source" in spec.elements:
         defaults["source_channels"] = spec.elements["source"].shape[-1]
+    chosen, _ = section(config, "network")
     scale = _TIME_SCALES.get(_parameterization(config))
-    if scale is not None:
+    if scale is not None and chosen not in registry.names("network", official=True):
         defaults["time_scale"] = scale
-    return construct("network", _sized(config), "network", **defaults)
+    config = _sized(config)
+    fields = {k: v for k, v in to_plain(config["network"]).items() if k != "time_input"}
+    return construct("network", {**config, "network": fields}, "network", **defaults)
+
+
+def _told(config: Mapping[str, Any], process: Any, module: Any) -> Any:
+    """The module, told the time as `network.time_input` says.
+
+    Raises:
+      ConfigError: another word than `preconditioning.TIME_INPUTS`, one that the process does not have, or a
+        parameterization that tells the network something else already.
+    """
+    _, fields = section(_sized(config), "network")
+    kind = fields.get("time_input", "time")
+    if kind == "time":
+        return module
+    parameterization = _parameterization(config)
+    if parameterization in _TIME_SCALES:
+        raise ConfigError(
+            f"config.network.time_input: the parameterization {parameterization!r} tells the network the"
+            f" noise already, not {kind!r}"
+        )
+    try:
+        return Told(module, process, kind)
+    except ValueError as error:
+        raise ConfigError(f"config.network.time_input: {error}") from error
 
 
 def _sized(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,6 +207,6 @@ def build_method(config: Mapping[str, Any], spec: DataSpec) -> Built:
     """
     check_sections(config)
     process = build_process(config, spec)
-    module = build_network(config, spec)
+    module = _told(config, process, build_network(config, spec))
     method = construct("method", config, "method", process, module, spec)
     return Built(spec, process, module, method)

@@ -100,6 +100,26 @@ def _sampler(run, arguments):
     return build_sampler(run, arguments.sampler, arguments.nfe, **options)
 
 
+def run_command(arguments, rest) -> int:
+    """The chosen command, as one of several processes where the command line says so."""
+    names = ("coordinator", "num_processes", "process_id")
+    given = {name: getattr(arguments, name, None) for name in names}
+    heartbeat = getattr(arguments, "heartbeat", None)
+    if not getattr(arguments, "distributed", False) and set(given.values()) == {None}:
+        return arguments.run(arguments, rest)
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(names):
+        raise UsageError(f"{', '.join(missing)} missing: the three describe a cluster together")
+    from diffusion_jax.training.parallel import initialize_distributed
+    from diffusion_jax.training.processes import guarded
+
+    given["coordinator_address"] = given.pop("coordinator")
+    given["heartbeat_timeout_seconds"] = heartbeat
+    initialize_distributed({k: v for k, v in given.items() if v is not None} or True)
+    with guarded():
+        return arguments.run(arguments, rest)
+
+
 def command_train(arguments, rest) -> int:
     config = load_config(rest)
     from diffusion_jax import run as runs
@@ -153,6 +173,8 @@ def command_sample(arguments, rest) -> int:
         progress=True,
         trajectory=arguments.trajectory,
     )
+    if jax.process_index():
+        return 0  # the first process writes
     samples, path = drawn if arguments.trajectory else (drawn, None)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
@@ -220,7 +242,18 @@ def _prompts(spec, arguments):
 
 def command_evaluate(arguments, rest) -> int:
     _refuse(rest)
+    if arguments.features is not None:
+        return _evaluate_features(arguments)
+    if arguments.text_model is not None:
+        return _evaluate_text(arguments)
+    for name in ("images", "reference", "statistics", "feature_weights", "texts"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} goes with --features=inception or --text_model=FOLDER")
+    if arguments.workdir is None:
+        raise UsageError("--workdir=FOLDER is missing")
     workdir = _need_workdir(arguments.workdir)
+    import jax
+
     from diffusion_jax import evaluation
     from diffusion_jax import run as runs
     from diffusion_jax.judge import judge, table
@@ -231,9 +264,11 @@ def command_evaluate(arguments, rest) -> int:
         name = arguments.sampler or run.method.default_sampler.name
         chosen = {"name": name, **_pairs(arguments.option)}
         overrides["samplers"] = [chosen | ({"nfe": arguments.nfe} if arguments.nfe else {})]
-    if arguments.num:
-        overrides["num"] = arguments.num
+    asked = {name: getattr(arguments, name) for name in ("num", "seed", "batch_size")}
+    overrides |= {name: value for name, value in asked.items() if value is not None}
     result = judge(run, **overrides)
+    if jax.process_index():
+        return 0  # the first process writes
     report = {k: result[k] for k in ("rows", "likelihood")}
     report |= {"step": run.step, "weights": run.weights, "checksum": runs.checksum(run.params)}
     evaluation.write_json(workdir / "evaluation.json", report)
@@ -241,6 +276,112 @@ def command_evaluate(arguments, rest) -> int:
     if result["likelihood"]:
         print(", ".join(f"{k} {v:.4g}" for k, v in result["likelihood"].items()))
     print(f"written: {workdir / 'evaluation.json'}")
+    return 0
+
+
+def _evaluate_features(arguments) -> int:
+    """Figures of images in the features of a network whose weights the user gives."""
+    from diffusion_jax.registry import check_choice
+
+    check_choice("--features", arguments.features, ("inception",))
+    weights, item = arguments.feature_weights, arguments.weights
+    if weights is None:
+        weights, item = item, None
+    if weights is None:
+        raise UsageError(
+            "--weights=FILE is missing: the Inception weights (.pth, .safetensors or .npz); they are not"
+            " downloaded"
+        )
+    _one_of(arguments, "workdir", "images")
+    if arguments.images and not (arguments.reference or arguments.statistics):
+        raise UsageError("--images needs --reference to compare with, or --statistics to write")
+    import jax
+
+    from diffusion_jax import __version__, evaluation, judge_features
+    from diffusion_jax import run as runs
+
+    run = None
+    if arguments.workdir:
+        run = runs.open_run(_need_workdir(arguments.workdir), item, arguments.step)
+    seed, size = arguments.seed or 0, arguments.batch_size
+    size = 64 if size is None else size
+    options = {"preparation": arguments.preparation, "batch_size": size}
+    if run is None:
+        judged = judge_features.read_images(arguments.images)
+    else:
+        sampler = _sampler(run, arguments) or run.method.default_sampler
+        num = len(run.source("test")) if arguments.num is None else arguments.num
+        judged = judge_features.run_samples(run, sampler, num, seed=seed)
+    extractor = judge_features.Extractor(weights, **options)
+    reference, folder = None, arguments.workdir
+    if folder is None and arguments.statistics:
+        folder = pathlib.Path(arguments.statistics).parent
+    if arguments.reference:
+        reference = extractor.reference(arguments.reference)
+    elif run is not None:
+        real = extractor.statistics(judge_features.run_images(run, "train"), folder=folder)
+        reference = evaluation.reference_of(real, extractor.about)
+    fake = extractor.statistics(judged, folder=folder)
+    if jax.process_index():
+        return 0  # the first process writes
+    written = []
+    if arguments.statistics:
+        ours = evaluation.reference_of(fake, extractor.about)
+        written.append(evaluation.write_reference(arguments.statistics, ours))
+    named = None if reference is None else arguments.reference or "train data"
+    row = {"name": judged.name, "reference": named, **evaluation.figures(reference, fake)}
+    row["unknown_preparation"] = reference is not None and not reference.about
+    print(judge_features.table([row]), end="")
+    for line in judge_features.warnings(row):
+        print(f"note: {line}")
+    if run is not None:
+        report = row | extractor.about | {"seed": seed, "version": __version__}
+        report |= {"step": run.step, "weights": run.weights, "run": runs.checksum(run.params)}
+        written.append(evaluation.write_json(run.workdir / "features.json", report))
+    for path in written:
+        print(f"written: {path}")
+    return 0
+
+
+def _one_of(arguments, first: str, second: str) -> None:
+    if (getattr(arguments, first) is None) == (getattr(arguments, second) is None):
+        raise UsageError(f"give either --{first} or --{second}")
+
+
+def _evaluate_text(arguments) -> int:
+    """Figures of texts under a language model that the user gives."""
+    _one_of(arguments, "workdir", "texts")
+    if arguments.mauve and arguments.texts and not arguments.reference:
+        raise UsageError("--mauve needs --reference=FILE to compare with")
+    import jax
+
+    from diffusion_jax import __version__, evaluation, judge_text
+    from diffusion_jax import run as runs
+
+    run, seed = None, arguments.seed or 0
+    if arguments.workdir:
+        workdir = _need_workdir(arguments.workdir)
+        run = runs.open_run(workdir, arguments.weights, arguments.step)
+        sampler = _sampler(run, arguments) or run.method.default_sampler
+        sets = judge_text.run_texts(run, sampler, arguments.num, seed=seed)
+    else:
+        sets = {arguments.texts: judge_text.read_texts(arguments.texts)}
+    if arguments.reference:
+        sets[arguments.reference] = judge_text.read_texts(arguments.reference)
+    options = {"window": arguments.window, "stride": arguments.stride}
+    options["batch_size"] = 8 if arguments.batch_size is None else arguments.batch_size
+    model = judge_text.TextModel(arguments.text_model, **options)
+    rows = judge_text.judge(model, sets, mauve=arguments.mauve, seed=seed)
+    if jax.process_index():
+        return 0  # the first process writes
+    print(judge_text.table(rows), end="")
+    if run is not None:
+        report = {"rows": rows, "seed": seed, "step": run.step, "weights": run.weights}
+        report |= {"checksum": runs.checksum(run.params), "text_model": model.about}
+        path = evaluation.write_json(
+            run.workdir / "texts.json", report | {"version": __version__}, nonfinite="null"
+        )
+        print(f"written: {path}")
     return 0
 
 
@@ -427,15 +568,17 @@ LISTS = {
     "times": "times",
     "data": "data",
 }
+MORE_LISTS = ("papers", "presets")
 
 
 def command_list(arguments, rest) -> int:
     _refuse(rest)
     from diffusion_jax import registry
 
-    if arguments.what not in (None, "papers", *LISTS):
+    valid = (*LISTS, *MORE_LISTS)
+    if arguments.what not in (None, *valid):
         raise UsageError(
-            f"unknown list {arguments.what!r}{registry.closest(arguments.what, [*LISTS, 'papers'])}"
+            f"unknown list {arguments.what!r}{registry.closest(arguments.what, valid)}"
         )
     for title, kind in LISTS.items():
         if arguments.what not in (None, title):
@@ -443,9 +586,19 @@ def command_list(arguments, rest) -> int:
         print(f"{title}:")
         for name in registry.names(kind):
             found = registry.entry(kind, name)
-            meta = " ".join(f"{k}={v}" for k, v in found.meta.items() if v is not None)
+            meta = " ".join(
+                f"{k}={v}" for k, v in found.meta.items() if v is not None and k != "sizes"
+            )
             summary = (found.build.__doc__ or "").strip().split("\n")[0]
             print(f"  {name:18s} {summary}  [{meta}]" if meta else f"  {name:18s} {summary}")
+            if found.meta.get("sizes"):
+                print(f"  {'':18s} size: {', '.join(found.meta['sizes'])}")
+    if arguments.what in (None, "presets"):
+        from diffusion_jax.interop import presets
+
+        print("presets (official weights: python -m diffusion_jax.interop.import_torch):")
+        for name, preset in presets.PRESETS.items():
+            print(f"  {name:28s} {preset.what}")
     if arguments.what in (None, "papers"):
         print("papers:")
         for paper, used in sorted(_papers().items()):

@@ -37,6 +37,19 @@ def evaluate(denoise: Callable, x: Any, point: Any, cache: Any = None) -> tuple[
     return (call(x, first), None) if cache is None else call(x, first, cache)
 
 
+def evaluate_moments(denoise: Callable, x: Any, point: Any) -> tuple[Any, Any]:
+    """`(x0_hat, v)` of a denoiser that has learned the variance of its reverse steps, both like x.
+
+    Raises:
+      ValueError: one that has not.
+    """
+    made = getattr(denoise, "moments", None)
+    x0_hat, v = made(x, point) if made is not None else (None, None)
+    if v is None:
+        raise ValueError("the model has no learned variance (method.learned_variance)")
+    return x0_hat, v
+
+
 class LogitRows:
     """Logits `[B, L, V]` that are made where they are asked for: most samplers read a few rows of them.
 
@@ -84,6 +97,7 @@ class Denoiser:
         c_in x and c_noise, see `processes.preconditioning`).
       sigma_data, sigma_source, covariance: data statistics of "edm" and "ddbm".
       source: x1 `[B, ...]`, for "eps" of a bridge.
+      learned_variance: the network has as many channels again for the v of `processes.reverse_step`.
     Raises:
       ValueError: unknown parameterization, one that the process does not have, or "eps" of a bridge
         without its source.
@@ -96,6 +110,7 @@ class Denoiser:
     sigma_source: float = 0.5
     covariance: float = 0.0
     source: Any = None
+    learned_variance: bool = static(False)
 
     def __post_init__(self):
         if self.parameterization not in PARAMETERIZATIONS:
@@ -152,11 +167,29 @@ class Denoiser:
 
     def at(self, x, point):
         """x0_hat `[B, ...]` at a `Point`."""
+        return self.moments(x, point)[0]
+
+    def moments(self, x, point):
+        """x0_hat and v, both `[B, ...]`; v is None where no variance is learned."""
         if self.parameterization in ("edm", "ddbm"):
             c = self.preconditioning(point)
-            raw = self.network(expand(c.c_in, x) * x, c.c_noise)
-            return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw
-        out = self.network(x, point["t"])
+            raw, v = self._split(self.network(expand(c.c_in, x) * x, c.c_noise), x)
+            return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw, v
+        out, v = self._split(self.network(x, point["t"]), x)
+        return self._x0(out, x, point), v
+
+    def _split(self, out, x):
+        channels = x.shape[-1] if self.learned_variance else None
+        if channels is None:
+            return out, None
+        if out.shape[-1] != 2 * channels:
+            raise ValueError(
+                f"learned_variance needs a network of {2 * channels} output channels, got"
+                f" {out.shape[-1]}"
+            )
+        return out[..., :channels], out[..., channels:]
+
+    def _x0(self, out, x, point):
         if not isinstance(self.process, BridgeProcess):
             return to_x0(self.parameterization, out, x, point)
         if self.parameterization == "x0":

@@ -15,13 +15,16 @@ _NEEDED = (
     "ml_collections",
     "numpy",
     "scikit-learn",
+    "safetensors",
 )
 _OPTIONAL = {
     "tensorboard": "TensorBoard events",
+    "torch": "official weights in .pt files",
     "tensorflow-datasets": "data sets by TFDS name",
     "array_record": "reading prepared TFDS sets",
     "librosa": "speech data, Griffin-Lim",
     "tokenizers": "tokenizer files for text",
+    "mauve-text": "MAUVE of generated text",
     "soundfile": "wav files",
     "tensorflow": "preparing TFDS sets, once",
 }

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from diffusion_jax import builder, registry
 from diffusion_jax.data import tokenizer
@@ -39,7 +40,9 @@ from diffusion_jax.training import (
     restore_params,
     train,
 )
-from diffusion_jax.training.parallel import initialize_distributed, make_layout
+from diffusion_jax.training.agreement import common_config
+from diffusion_jax.training.parallel import initialize_distributed, make_layout, put_local
+from diffusion_jax.training.processes import agree, guarded, on_host
 from diffusion_jax.training.state import ema_name
 
 STATISTICS = "statistics.npz"
@@ -109,6 +112,12 @@ def train_run(
     """
     options, data_options = train_config(config)
     initialize_distributed(options.parallel.get("distributed", False))
+    with guarded():
+        agree(lambda: {"config": common_config(builder.to_plain(config))})
+        return _train_run(config, workdir, options, data_options, accept_changes, fallback)
+
+
+def _train_run(config, workdir, options, data_options, accept_changes, fallback) -> TrainResult:
     source = builder.build_data(config, "train")
     built = builder.build_method(config, source.spec)
     host = make_layout(options.parallel).host
@@ -122,7 +131,7 @@ def train_run(
 
     def preview(params, key, step):
         drawn = built.method.sample(params, key, batch)
-        return picture(source.spec, np.asarray(drawn), batch)
+        return picture(source.spec, on_host(jnp.asarray(drawn)), batch)
 
     return train(
         built.method,
@@ -133,7 +142,20 @@ def train_run(
         resolved=builder.to_plain(config),
         accept_changes=accept_changes,
         fallback=fallback,
+        about=_data(source) if jax.process_count() > 1 else None,
     )
+
+
+def _data(source: Source) -> dict[str, Any]:
+    """What tells one data set from another: its size, its spec and three of its examples."""
+    spec = source.spec.to_json()
+    if spec.get("tokenizer"):
+        del spec["tokenizer"]["path"]  # the file may lie elsewhere on another host
+    count, digest = len(source), hashlib.sha256()
+    for _, value in sorted(source.take(np.array([0, count // 2, count - 1])).items()):
+        digest.update(np.ascontiguousarray(value).tobytes())
+    found = {"examples": count, "first, middle and last": digest.hexdigest()[:12]}
+    return {"data": {**found, "spec": spec}}
 
 
 def write_spec(workdir: pathlib.Path, spec: DataSpec) -> None:
@@ -394,36 +416,47 @@ def draw(
 ) -> Any:
     """Samples for every row of `batch`, in chunks; chunking does not change them.
 
+    A chunk is spread over the devices of a process; several processes draw chunks in turn, and all
+    get all samples.
+
     Args:
       batch: conditions `[N, ...]` with "index".
       key: of the samples; sample i depends on it and `index[i]` alone.
       sampler: default the method's own.
-      batch_size: rows at a time. The last chunk is padded to it, so one program serves all.
+      batch_size: rows at a time (of each process). The last chunk is padded to it, so one program serves all.
       progress: show a progress bar when standard error is a terminal.
       whole_chunks: pad even a batch smaller than `batch_size`, to reuse a compiled program.
       options: of `samplers.sample` (`trajectory`, `hook`, ...).
     Returns:
       NumPy samples `[N, ...]`; with `trajectory`, also `[steps + 1, N, ...]`.
     """
-    count = len(batch["index"])
-    size = batch_size if whole_chunks else min(batch_size, count)
-    chunks = []
+    count, hosts = len(batch["index"]), jax.process_count()
+    size = batch_size if whole_chunks else min(batch_size, -(-count // hosts))
+    size += -size % jax.local_device_count()
+    params, chunks = put_local(run.params), []
     walk = tqdm.trange(
-        0, count, size, disable=None if progress else True, desc="sample", unit="chunk"
+        0, count, size * hosts, disable=None if progress else True, desc="sample", unit="chunk"
     )
     for begin in walk:
-        rows = np.minimum(np.arange(begin, begin + size), count - 1)
-        part = {k: jnp.asarray(np.asarray(v)[rows]) for k, v in batch.items()}
-        drawn = run.method.sample(run.params, key, part, sampler, **options)
-        keep = min(size, count - begin)
-        chunks.append(
-            (np.asarray(drawn[0])[:keep], np.asarray(drawn[1])[:, :keep])
-            if options.get("trajectory")
-            else np.asarray(drawn)[:keep]
-        )
-    if not options.get("trajectory"):
-        return np.concatenate(chunks)
-    return tuple(np.concatenate(parts, axis=axis) for axis, parts in enumerate(zip(*chunks)))
+        first = begin + jax.process_index() * size
+        rows = np.minimum(np.arange(first, first + size), count - 1)
+        part = put_local({k: np.asarray(v)[rows] for k, v in batch.items()}, split=True)
+        drawn = run.method.sample(params, key, part, sampler, **options)
+        chunks.append(drawn if options.get("trajectory") else (drawn,))
+        chunks[-1] = [np.asarray(x) for x in chunks[-1]]
+    whole = [
+        np.take(_of_all_processes(parts, axis), np.arange(count), axis)
+        for axis, parts in enumerate(zip(*chunks))
+    ]
+    return tuple(whole) if options.get("trajectory") else whole[0]
+
+
+def _of_all_processes(chunks: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The chunks of all processes side by side, the first of each, the second of each, ..."""
+    if jax.process_count() > 1:
+        gathered = multihost_utils.process_allgather(np.stack(chunks))
+        chunks = gathered.swapaxes(0, 1).reshape(-1, *gathered.shape[2:])
+    return np.concatenate(list(chunks), axis=axis)
 
 
 def as_images(spec: DataSpec, values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ import configs
 from diffusion_jax import builder, registry
 from diffusion_jax.data.source import DataSpec, Element
 from diffusion_jax.methods.base import Context
+from diffusion_jax.processes.preconditioning import TIME_INPUTS
+from diffusion_jax.registry import check_choice
 from diffusion_jax.run import train_config
 
 MODULES = sorted(
@@ -38,6 +40,10 @@ def test_a_config_names_what_exists(module):
             continue
         name, options = builder.section(config, kind)
         takes = inspect.signature(registry.get(kind, name)).parameters
+        if kind == "network" and "size" in options:
+            options |= registry.entry(kind, name).meta["sizes"][options.pop("size")]
+        if kind == "network" and "time_input" in options:
+            check_choice("time_input", options.pop("time_input"), TIME_INPUTS)
         if not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
             assert set(options) <= set(takes), kind
     train_config(config)
@@ -48,6 +54,10 @@ TEXTS = (
     pytest.param("configs.mdlm.openwebtext", marks=pytest.mark.slow),
     pytest.param("configs.radd.openwebtext", marks=pytest.mark.slow),
     pytest.param("configs.radd.openwebtext:medium", marks=pytest.mark.slow),
+    "configs.sedd.openwebtext",
+    "configs.sedd.openwebtext:uniform",
+    "configs.udlm.text8",
+    "configs.bd3lm.openwebtext",
 )
 
 
@@ -67,6 +77,29 @@ def test_text_of_full_scale_from_tokens_to_losses(module):
     assert {value.shape, *(m.shape for m in metrics.values())} == {()}
     drawn = jax.eval_shape(lambda p, b: built.method.sample(p, key, b), params, batch)
     assert (drawn.shape, drawn.dtype) == ((2, length), np.int32)
+
+
+LATENTS = DataSpec(
+    kind="image",
+    elements={"image": Element((32, 32, 4), "float32"), "label": Element((), "int32")},
+    num_classes=1000,
+)
+IMAGES = ("configs.dit.imagenet256:B/4", "configs.uvit.imagenet", "configs.uvit.imagenet:64-M")
+
+
+@pytest.mark.parametrize("module", IMAGES)
+def test_images_of_full_scale_from_shapes_to_losses(module):
+    name, _, size = module.partition(":")
+    config = importlib.import_module(name).get_config(*([size] if size else []))
+    config.method.nfe = 4
+    built = builder.build_method(config, LATENTS)
+    key, batch = jax.random.key(0), LATENTS.zeros(2)
+    params = jax.eval_shape(built.method.init, key, batch)
+    loss = lambda p, b: built.method.loss(p, key, b, Context(batch_size=2))
+    value, metrics = jax.eval_shape(loss, params, batch)
+    assert {value.shape, *(m.shape for m in metrics.values())} == {()}
+    drawn = jax.eval_shape(lambda p, b: built.method.sample(p, key, b), params, batch)
+    assert drawn.shape == batch["image"].shape
 
 
 # ten seconds each: three of different kinds in every run, the others in `make test-slow`

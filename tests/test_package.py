@@ -16,17 +16,27 @@ MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))
 
 # Layers of the design: a module imports from its own part and from those below.
 LAYERS = (
-    {"__init__", "typing", "numerics", "registry", "array_files"},
+    {"__init__", "typing", "numerics", "registry", "array_files", "placement"},
     {"processes", "oracles", "data"},
     {"denoisers", "fields"},
     {"objectives", "samplers", "guidance", "networks"},
     {"methods"},
     {"training", "evaluation"},
-    {"builder", "doctor", "run", "judge", "commands", "interop", "__main__"},
+    {
+        "builder",
+        "doctor",
+        "run",
+        "judge",
+        "judge_features",
+        "judge_text",
+        "commands",
+        "interop",
+        "__main__",
+    },
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-CORE = {"typing", "numerics", "registry", "array_files", "processes", "oracles", "denoisers"}
-CORE |= {"fields", "objectives", "samplers", "guidance", "methods"}
+CORE = {"typing", "numerics", "registry", "array_files", "placement", "processes", "oracles"}
+CORE |= {"denoisers", "fields", "objectives", "samplers", "guidance", "methods"}
 
 
 def part_of(path):

@@ -6,9 +6,9 @@
         --config.data.path=data/openwebtext --config.train.init_from=runs/mdlm
 
 The data are made as that config says. As in the paper each block size continues a masked model: the
-network has its fields, but for `attention` and `block_size`. `--config=configs/bd3lm/openwebtext.py:16` is the
-block size, of 4, 8 and 16. `clip`, the mask rates that are drawn, is a place to start: those of least
-variance are found by `objectives.search_clip` on the run at hand.
+network has its fields, but for `attention`, `block_size` and `dropout`.
+`--config=configs/bd3lm/openwebtext.py:16` is the block size, of 4, 8 and 16. `clip`, the mask rates that are
+drawn, is a place to start: those of least variance are found by `objectives.search_clip` on the run at hand.
 
 Hardware: 8 accelerators with 80 GB. Perplexity of blocks of 4: 20.7, masked model: 23.2, autoregressive:
 17.5. Small twin: configs/text/block_diffusion.py.
@@ -32,7 +32,9 @@ def get_config(block_size: str = "4"):
     return common.config(
         data={"name": "documents", "path": "data/openwebtext", "length": 1024},
         process={"name": "absorbing", "schedule": "linear"},
-        network=common.base_token_transformer(max_length=1024, attention="block", block_size=size),
+        network=common.official_token_transformer(
+            "mdlm-small", dropout=0.0, attention="block", block_size=size
+        ),
         method={
             "name": "block_diffusion",
             "objective": "continuous",

@@ -26,7 +26,7 @@ def get_config():
             "dropout": 0.1,
             "out_channels": 6,
             "num_classes": 0,
-            "remat": True,
+            "remat": "full",
         },
         method={
             "name": "bayesian_flow",

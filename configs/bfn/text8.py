@@ -22,7 +22,7 @@ def get_config():
             "heads": 12,
             "max_length": 256,
             "dropout": 0.0,
-            "remat": True,
+            "remat": "full",
         },
         method={
             "name": "bayesian_flow",

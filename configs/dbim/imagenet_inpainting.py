@@ -27,7 +27,7 @@ def get_config():
             "options": {"size": 128, "fill": 0.0},
         },
         process={"name": "i2sb", "beta_min": 0.1, "beta_max": 1.0},
-        network=common.adm_256(),
+        network=common.adm("dbim-imagenet-256x256"),
         method={
             "name": "bridge",
             "parameterization": "i2sb",

@@ -17,7 +17,7 @@ def get_config():
     return common.config(
         data={"name": "image_folder", "root": "diode", "layout": "source_left", "size": 256},
         process={"name": "vp_bridge", "beta_d": 2.0, "beta_min": 0.1},
-        network=common.adm_256(num_classes=0, dropout=0.1),
+        network=common.adm("ddbm-diode-256x256"),
         method={
             "name": "bridge",
             "parameterization": "ddbm",

@@ -21,17 +21,7 @@ def get_config():
             "size": 64,
         },
         process={"name": "vp_bridge", "beta_d": 2.0, "beta_min": 0.1},
-        network={
-            "name": "unet",
-            "channels": 192,
-            "channel_mults": (1, 2, 3, 4),
-            "num_res_blocks": 3,
-            "attention_resolutions": (32, 16, 8),
-            "heads": 3,
-            "dropout": 0.1,
-            "num_classes": 0,
-            "remat": True,
-        },
+        network=common.adm("ddbm-edges2handbags-64x64"),
         method={
             "name": "bridge",
             "parameterization": "ddbm",

@@ -20,7 +20,7 @@ def get_config():
             "width": 96,
             "depth": 4,
             "heads": 2,
-            "remat": True,
+            "remat": "full",
             "num_classes": 0,
         },
         method={

@@ -20,7 +20,7 @@ def get_config():
             "corruption": "edges",
         },
         process={"name": "vp_bridge"},
-        network=common.small_dit(num_classes=0, remat=False),
+        network=common.small_dit(num_classes=0, remat="none"),
         method={
             "name": "bridge",
             "parameterization": "ddbm",

@@ -24,7 +24,7 @@ def get_config():
             "attention_resolutions": (16, 8),
             "heads": 4,
             "dropout": 0.1,
-            "remat": True,
+            "remat": "full",
         },
         method={
             "name": "interpolant",

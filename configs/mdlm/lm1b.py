@@ -6,8 +6,8 @@
 
 Hardware: 8 accelerators, 1M steps of batch 512 at length 128. A sentence a row, filled up with "[SEP]"
 (the paper's: bert-base-uncased). The paper reports a perplexity of at most 27.04 after 33 billion tokens
-(this run) and 23.00 after 327 billion; D3PM's absorbing model 76.90. Deviation: no time input. Small twin:
-configs/text/characters.py.
+(this run) and 23.00 after 327 billion; D3PM's absorbing model 76.90. Deviation: the mask is a token of its
+own, where the paper's is "[MASK]" of the vocabulary. Small twin: configs/text/characters.py.
 """
 
 from configs import common
@@ -24,7 +24,7 @@ def get_config():
             "layout": "padded",
         },
         process={"name": "absorbing", "schedule": "linear"},
-        network=common.base_token_transformer(max_length=128, dropout=0.1),
+        network=common.official_token_transformer("mdlm-small", max_length=128),
         method={
             "name": "masked",
             "objective": "continuous",

@@ -9,16 +9,12 @@
 accelerators with 80 GB, 400,000 steps of batch 512 at length 1024, as the released models. The small one's
 zero-shot perplexities on LAMBADA, WikiText2, PTB, WikiText103 and 1BW are 51.70, 39.98, 107.85, 37.98 and
 72.99 (lambda-DCE); the medium's 44.10, 30.60, 82.08, 29.29 and 60.32. Any of the four losses is one
-field: `--config.method.objective=count` is the any-order one. Deviation: LayerNorm begins with bias 0.
-Small twin: configs/text/radd.py.
+field: `--config.method.objective=count` is the any-order one. Small twin: configs/text/radd.py.
 """
 
 from configs import common
 
-SIZES = {
-    "small": {},
-    "medium": {"width": 1024, "depth": 24, "heads": 16},
-}
+SIZES = ("small", "medium")
 
 
 def get_config(size: str = "small"):
@@ -32,7 +28,7 @@ def get_config(size: str = "small"):
     return common.config(
         data={"name": "documents", "path": "data/openwebtext", "length": 1024},
         process={"name": "absorbing", "schedule": "linear"},
-        network=common.base_token_transformer(max_length=1024, dropout=0.02, **SIZES[size]),
+        network=common.official_token_transformer(f"radd-{size}"),
         method={
             "name": "masked",
             "objective": "lambda",

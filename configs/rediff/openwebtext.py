@@ -22,7 +22,7 @@ def get_config(stage: str = "1"):
     return common.config(
         data={"name": "documents", "path": "data/openwebtext", "length": 128},
         process={"name": "absorbing", "schedule": "linear"},
-        network=common.base_token_transformer(max_length=1024, dropout=0.1),
+        network=common.official_token_transformer("mdlm-small"),
         method={
             "name": "refine",
             "stage": int(stage),

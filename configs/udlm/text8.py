@@ -3,7 +3,8 @@
     python -m diffusion_jax train --config=configs/udlm/text8.py --workdir=runs/udlm \\
         --config.data.path=/path/to/text8
 
-Hardware: 8 accelerators, 1M steps of batch 512 at length 256. Small twin: configs/digits/uniform.py.
+The network is MDLM's, told the noise. Hardware: 8 accelerators, 1M steps of batch 512 at length 256. Small
+twin: configs/digits/uniform.py.
 """
 
 from configs import common
@@ -14,7 +15,9 @@ def get_config():
     return common.config(
         data={"name": "text", "path": "text8", "length": 256, "clean": "text8"},
         process={"name": "uniform", "schedule": {"name": "linear", "eps_end": 1e-3}},
-        network=common.base_token_transformer(time_conditioned=True, dropout=0.1, max_length=256),
+        network=common.official_token_transformer(
+            "mdlm-small", time_conditioned=True, mask_token=False, max_length=256
+        ),
         method={
             "name": "uniform",
             "parameterization": "leave_one_out",

@@ -8,6 +8,7 @@ from diffusion_jax.data.arrays import arrays
 from diffusion_jax.data.augmentations import AUGMENTATIONS
 from diffusion_jax.data.chorales import chorales
 from diffusion_jax.data.corruptions import CORRUPTIONS
+from diffusion_jax.data.described import described
 from diffusion_jax.data.descriptions import descriptions
 from diffusion_jax.data.digits import digits, digits_tokens
 from diffusion_jax.data.documents import documents
@@ -43,6 +44,7 @@ __all__ = [
     "arrays",
     "checkerboard",
     "chorales",
+    "described",
     "descriptions",
     "digits",
     "digits_tokens",

@@ -70,7 +70,7 @@ class Pipeline:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed!r} must be an integer in [0, 2^63)")
         if not len(self.source):
-            raise ValueError("the source is empty")
+            raise ValueError(getattr(self.source, "why_empty", "the source is empty"))
 
     @property
     def spec(self) -> DataSpec:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.denoisers import evaluate
+from diffusion_jax.denoisers import evaluate, evaluate_moments
 from diffusion_jax.numerics import expand, pytree_dataclass, static
 
 
@@ -44,7 +44,14 @@ class clip(_Transform):
 
     def at(self, x, point):
         """x0_hat `[B, ...]`, clipped."""
-        x0 = _inner(self.denoise, x, point)
+        return self._clipped(_inner(self.denoise, x, point))
+
+    def moments(self, x, point):
+        """x0_hat, clipped, and the v of a learned variance as it is."""
+        x0, v = evaluate_moments(self.denoise, x, point)
+        return self._clipped(x0), v
+
+    def _clipped(self, x0):
         clipped = jnp.clip(x0, self.low, self.high)
         if not self.straight_through:
             return clipped
@@ -76,18 +83,49 @@ class guide(_Transform):
     """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `u + weight (c - u)`.
 
     weight 1 is the conditional model, 0 the unconditional one; diffusers calls it guidance_scale.
-    Costs two network calls a step. For tokens it mixes logits, which is the same rule on log p.
+    U-ViT's s (arXiv 2209.12152) is weight - 1. Costs two network calls a step. For tokens it mixes
+    logits, which is the same rule on log p.
+
+    Args:
+      conditional, unconditional: the two denoisers, or raw networks.
+      weight: of the conditional one.
+      channels: how many channels are guided, the first ones; the others are those of the conditional
+        model. DiT (arXiv 2212.09748) was published with 3 of its 4 latent channels. None: all.
+    Raises:
+      ValueError: channels that are not a positive int, or more than there are.
     """
 
     conditional: Any
     unconditional: Any
     weight: float = 1.0
+    channels: int | None = static(None)
+
+    def __post_init__(self):
+        wrong = isinstance(self.channels, bool) or not isinstance(self.channels, int | None)
+        if wrong or (self.channels is not None and self.channels < 1):
+            raise ValueError(f"channels must be a positive int or None, got {self.channels!r}")
 
     def at(self, x, point):
         """x0_hat `[B, ...]` of the guided model."""
         base, told = (_inner(d, x, point) for d in (self.unconditional, self.conditional))
+        return self._guided(base, told)
+
+    def moments(self, x, point):
+        """x0_hat of the guided model, and the v of a learned variance of the conditional one."""
+        base, _ = evaluate_moments(self.unconditional, x, point)
+        told, v = evaluate_moments(self.conditional, x, point)
+        return self._guided(base, told), v
+
+    def _guided(self, base, told):
         # where both are -inf (a token that cannot be) the difference would be NaN
-        return jnp.where(base == told, told, base + self.weight * (told - base))
+        guided = jnp.where(base == told, told, base + self.weight * (told - base))
+        if self.channels is None:
+            return guided
+        if self.channels > told.shape[-1]:
+            raise ValueError(
+                f"{self.channels} channels cannot be guided: there are {told.shape[-1]}"
+            )
+        return jnp.concatenate([guided[..., : self.channels], told[..., self.channels :]], axis=-1)
 
 
 @pytree_dataclass

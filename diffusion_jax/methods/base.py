@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from diffusion_jax import placement
 from diffusion_jax.denoisers import LogitRows
 from diffusion_jax.guidance.transforms import clip as clip_transform
 from diffusion_jax.guidance.transforms import guide
-from diffusion_jax.numerics import example_keys, pytree_dataclass, static
+from diffusion_jax.numerics import example_keys, is_concrete, pytree_dataclass, static
 from diffusion_jax.objectives.token_cross_entropy import chunked, cross_entropy
 from diffusion_jax.registry import entry, names
 from diffusion_jax.samplers.build import build_sampler, family_of
@@ -59,6 +61,8 @@ class Method(NamedTuple):
         nats, or None where the family has none.
       init_state: `(key, params, batch) -> pytree`, the method's own state before the first step (a
         teacher, a feature extractor), which losses find in `context.state`; None: it has none.
+      project: `params -> params`, applied to the first parameters and after every update (weights of
+        unit magnitude, say); None: they are left as the optimiser makes them.
     """
 
     init: Callable[..., Any]
@@ -70,6 +74,7 @@ class Method(NamedTuple):
     process: Any
     bound: Callable[..., jax.Array] | None = None
     init_state: Callable[..., Any] | None = None
+    project: Callable[[Any], Any] | None = None
 
 
 # Streams of a loss's key: what is drawn for the objective, for dropout, for dropped labels.
@@ -85,22 +90,45 @@ class Network:
       num_classes: number of labels; the null label is `num_classes`. None: labels are not used.
       label_dropout: chance in training that a label becomes the null label.
       uses_source: whether `batch["source"]` is an input.
+      clock: None, or the process whose total noise sigma_bar(t) the network is told for t, as a module
+        with `time_input` "total_noise" wants it.
     """
 
     module: Any
     num_classes: int | None = None
     label_dropout: float = 0.0
     uses_source: bool = False
+    clock: Any = None
 
     @classmethod
-    def of(cls, module, spec, label_dropout=0.0, uses_source=False):
-        """The network on data of a `DataSpec`: labels are used where both of them have classes."""
-        classes = spec.num_classes if getattr(module, "num_classes", None) else None
-        return cls(module, classes, label_dropout, uses_source)
+    def of(cls, module, spec, label_dropout=0.0, uses_source=False, process=None):
+        """The network on data of a `DataSpec`: labels are used where both of them have classes.
+
+        Raises:
+          ValueError: a network of fewer classes than the data; one that is told the total noise, where
+            there is none or it is infinite.
+        """
+        classes = getattr(module, "num_classes", None) if spec.num_classes else None
+        if classes and classes < spec.num_classes:
+            raise ValueError(
+                f"the network has num_classes = {classes}, the data have {spec.num_classes}"
+            )
+        noise = getattr(module, "time_input", "time") == "total_noise"
+        if noise:
+            _check_clock(module, process)
+        return cls(module, classes, label_dropout, uses_source, process if noise else None)
 
     def __post_init__(self):
         if not 0.0 <= self.label_dropout < 1.0:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
+        if self.num_classes and self.label_dropout and not self._has_null():
+            raise ValueError(
+                f"{type(self.module).__name__} has no null class: label_dropout must be 0, got"
+                f" {self.label_dropout}"
+            )
+
+    def _has_null(self):
+        return getattr(self.module, "null_label", True)
 
     def conditions(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The entries of a batch that the network is told.
@@ -123,26 +151,27 @@ class Network:
 
     def bind(self, params, batch, train=False, key=None):
         """`(x, t) -> output`, a pytree that carries parameters and conditions as leaves."""
-        conditions = self.conditions(batch)
+        conditions, module = self.conditions(batch), _StaticModule(self.module)
         if not train:
-            plain = jax.tree_util.Partial(_apply, _StaticModule(self.module), params, conditions)
-            return self._bound(plain)
+            return self._bound(
+                jax.tree_util.Partial(_apply, module, params, conditions, self.clock)
+            )
         if self.num_classes and self.label_dropout:
             keys = example_keys(jax.random.fold_in(key, _LABEL), batch["index"])
             dropped = jax.vmap(jax.random.uniform)(keys) < self.label_dropout
             conditions["label"] = jnp.where(dropped, self.num_classes, conditions["label"])
         # under pmap each device must drop other units: its first example tells devices apart
         dropout = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), batch["index"][0])
-        module = _StaticModule(self.module)
-        return self._bound(jax.tree_util.Partial(_apply_train, module, params, conditions, dropout))
+        carried = (module, params, conditions, self.clock, dropout)
+        return self._bound(jax.tree_util.Partial(_apply_train, *carried))
 
     def _bound(self, plain):
         return TokenNetwork(plain) if hasattr(self.module, "logits") else plain
 
     def unconditional(self, batch):
         """The batch with every label replaced by the null label."""
-        if not self.num_classes:
-            raise ValueError("guidance needs a class-conditional model")
+        if not self.num_classes or not self._has_null():
+            raise ValueError("guidance needs a class-conditional model with a null class")
         return {**batch, "label": jnp.full_like(jnp.asarray(batch["label"]), self.num_classes)}
 
 
@@ -160,14 +189,31 @@ class _StaticModule:
         return isinstance(other, _StaticModule) and self.module == other.module
 
 
-def _apply(module, params, conditions, x, t, **more):
-    return module.module.apply({"params": params}, x, t, **{**conditions, **more})
+def _apply(module, params, conditions, clock, x, t, **more):
+    t = t if clock is None else clock.sigma_bar(t)
+    variables = {"params": placement.parameters(params)}
+    return module.module.apply(variables, x, t, **{**conditions, **more})
 
 
-def _apply_train(module, params, conditions, dropout, x, t, **more):
-    given = {**conditions, **more}
-    rngs = {"dropout": dropout}
-    return module.module.apply({"params": params}, x, t, **given, train=True, rngs=rngs)
+def _apply_train(module, params, conditions, clock, dropout, x, t, **more):
+    more |= {"train": True, "rngs": {"dropout": dropout}}
+    return _apply(module, params, conditions, clock, x, t, **more)
+
+
+def _check_clock(module, process):
+    """Raises ValueError unless the process has a finite total noise at every time."""
+    name = type(module).__name__
+    if not hasattr(process, "sigma_bar"):
+        raise ValueError(
+            f"{name} is told the total noise, which this method has not; take time_conditioned=False"
+        )
+    with np.errstate(divide="ignore"):
+        most = process.sigma_bar(1.0)
+    if is_concrete(most) and not np.isfinite(most):
+        raise ValueError(
+            f"{name} is told the total noise -log alpha, infinite at t = 1: give the schedule an eps_end "
+            "(MDLM: 1e-3), or the network time_conditioned=False"
+        )
 
 
 @pytree_dataclass
@@ -186,8 +232,13 @@ class TokenNetwork:
     def reduced(self, x, t, reduce, *arrays, **more):
         """`reduce(logits, *arrays)`, `[B, L, ...]`."""
         module, params = self.plain.args[:2]
-        head = lambda hidden: module.module.logits(params, hidden)
-        return chunked(head, reduce, self.plain(x, t, hidden=True, **more), *arrays)
+
+        def pieces(params, hidden, *arrays):
+            head = lambda part: module.module.logits(params, part)
+            return chunked(head, reduce, hidden, *arrays)
+
+        hidden = self.plain(x, t, hidden=True, **more)
+        return placement.per_shard(pieces, placement.gathered(params), hidden, *arrays)
 
     def cross_entropy(self, x, t, targets, **more):
         """`-log p(targets_i | x)`, float32 `[B, L]`."""
@@ -200,7 +251,14 @@ class TokenNetwork:
         return LogitRows(self.plain(x, t, hidden=True, **more), head)
 
 
-def sampling_denoiser(plain, *, clip: bool, net: Network | None = None, guidance: float = 1.0):
+def sampling_denoiser(
+    plain,
+    *,
+    clip: bool,
+    net: Network | None = None,
+    guidance: float = 1.0,
+    guided_channels: int | None = None,
+):
     """`Method.denoiser` of a family whose network gives x0_hat.
 
     Args:
@@ -208,13 +266,14 @@ def sampling_denoiser(plain, *, clip: bool, net: Network | None = None, guidance
       clip: clip x0_hat to [-1, 1] unless `raw=True`.
       net: knows the null label; needed for guidance.
       guidance: weight of classifier-free guidance; 1 is the plain model.
+      guided_channels: of `guidance.guide`.
     """
 
     def denoiser(params, batch, train=False, key=None, raw=False):
         denoise = plain(params, batch, train, key)
         if guidance != 1.0:
             unconditional = plain(params, net.unconditional(batch), train, key)
-            denoise = guide(denoise, unconditional, guidance)
+            denoise = guide(denoise, unconditional, guidance, guided_channels)
         return clip_transform(denoise) if clip and not raw else denoise
 
     return denoiser

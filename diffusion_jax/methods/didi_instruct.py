@@ -237,8 +237,8 @@ def didi_instruct(
         sampler_options=sampler_options,
     )
     length, mask = spec.shape[0], process.mask_id
-    net = Network.of(module, spec, label_dropout)
-    critic = critic_of(module, spec, critic_blocks)
+    net = Network.of(module, spec, label_dropout, process=process)
+    critic = critic_of(module, spec, critic_blocks, process)
     optimizer = optax.chain(
         optax.clip_by_global_norm(critic_clip), optax.adam(critic_learning_rate)
     )
@@ -332,6 +332,9 @@ def didi_instruct(
     return base._replace(loss=loss, init_state=init_state)
 
 
-def critic_of(module, spec, blocks: int | None = None) -> Critic:
-    """The discriminator of a run, for reward-guided sampling: `log_odds` of the state's "critic"."""
-    return Critic(Network.of(module, spec), blocks)
+def critic_of(module, spec, blocks: int | None = None, process=None) -> Critic:
+    """The discriminator of a run, for reward-guided sampling: `log_odds` of the state's "critic".
+
+    A module that is told the total noise needs the process.
+    """
+    return Critic(Network.of(module, spec, process=process), blocks)

@@ -47,7 +47,8 @@ def masked(
 
     Args:
       process: an `Absorbing` process.
-      module: network `(tokens, t, label=) -> logits [B, L, V]`; one that sees t is told the mask rate's t.
+      module: network `(tokens, t, label=) -> logits [B, L, V]`; one that sees t is told the mask rate's t, a
+        `ddit` the total noise there, which must be finite.
       spec: the data's `DataSpec` of kind "tokens".
       objective: what is averaged in training, a name of `objectives.build_masking`: "count" (of masks,
         any-order: the least variance), "continuous" (MDLM, MD4: the process's schedule), "lambda" (RADD,
@@ -70,7 +71,7 @@ def masked(
     options = dict(objective_options or {})
     objectives.build_masking(objective, **options)
     length = spec.shape[0]
-    net = Network.of(module, spec, label_dropout)
+    net = Network.of(module, spec, label_dropout, process=process)
 
     def init(key, batch):
         return net.init(key, batch["tokens"], batch)

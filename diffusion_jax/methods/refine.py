@@ -92,7 +92,7 @@ def refine(
         nfe=nfe,
         sampler_options=sampler_options,
     )
-    net, length = Network.of(module, spec, label_dropout), spec.shape[0]
+    net, length = Network.of(module, spec, label_dropout, process=process), spec.shape[0]
     drafting = confidence(process, draft_steps, length=length, order="sampled")
 
     def drafts_of(params, key, batch, where):

@@ -74,15 +74,15 @@ def score_entropy(
     Raises:
       ValueError: data that are not tokens, another process, one of infinite noise or another vocabulary.
 
-    Deviations: t enters the network by the features of `TokenTransformer`, not as log sigma_bar; times are
-    stratified.
+    With the network `ddit` this is the paper's model; others are told t, not the total noise. Deviation:
+    times are stratified.
     """
     check_token_model(
         "score entropy", process, spec, (Absorbing, Uniform), "an Absorbing or Uniform process"
     )
     check_total_noise(process)
     length = spec.shape[0]
-    net = Network.of(module, spec, label_dropout)
+    net = Network.of(module, spec, label_dropout, process=process)
     scaled = scale_by_noise and isinstance(process, Absorbing)
     fine = with_small_times(process)
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import guidance as transforms
-from diffusion_jax import objectives
+from diffusion_jax import objectives, placement
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.methods.base import OBJECTIVE, Method
 from diffusion_jax.numerics import example_keys
@@ -74,7 +74,7 @@ def encode(module, params, batch, train=False, key=None):
     """
     text, text_length = _conditions(batch, "text", "text_length")
     speaker = _speaker(module, batch)
-    own = {"params": {"encoder": params["encoder"]}}
+    own = {"params": placement.parameters({"encoder": params["encoder"]})}
     rngs = {"dropout": key} if train else None
     return module.apply(
         own, text, text_length, speaker, train=train, method=module.encode, rngs=rngs
@@ -145,7 +145,7 @@ class _Decoder:
         """Called at x + centre; with a key for dropout it trains."""
         train = dropout is not None
         return self.module.apply(
-            {"params": {"decoder": params}},
+            {"params": placement.parameters({"decoder": params})},
             x if centre is None else x + centre,
             t,
             source,

@@ -63,7 +63,7 @@ def uniform(
         )
     scores.check_parameterization(parameterization)
     length = spec.shape[0]
-    net = Network.of(module, spec, label_dropout)
+    net = Network.of(module, spec, label_dropout, process=process)
     fine = with_small_times(process)
     options = {"parameterization": parameterization}
     own = parameterization == "leave_one_out"  # what samplers take without being told

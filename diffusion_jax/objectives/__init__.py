@@ -19,6 +19,7 @@ from diffusion_jax.objectives.block import (
 from diffusion_jax.objectives.bridge import bridge_denoising
 from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.interpolant import interpolant_losses
+from diffusion_jax.objectives.learned_variance import learned_variance_denoising, variance_bound
 from diffusion_jax.objectives.masked import (
     build_masking,
     masked_cross_entropy,
@@ -80,6 +81,7 @@ __all__ = [
     "exact_block_bound",
     "hybrid_loss",
     "interpolant_losses",
+    "learned_variance_denoising",
     "leave_one_out_bound",
     "masked_cross_entropy",
     "masked_sum",
@@ -96,6 +98,7 @@ __all__ = [
     "token_cross_entropy",
     "transition_kl",
     "uniform_reconstruction",
+    "variance_bound",
     "variational_bound",
     "variational_terms",
     "weightings",

@@ -28,6 +28,18 @@ def uniform(process, key, index, total):
     return t, jnp.full_like(t, span)
 
 
+@register("times", "labels", paper="2006.11239", discrete=True)
+def labels(process, key, index, total):
+    """Stratified times among the N noise levels of a process that is a list: t = (n + 1) / N, n < N."""
+    steps = getattr(process, "num_train_steps", None)
+    if steps is None:
+        raise ValueError(
+            f"times 'labels' need a list of noise levels (discrete_vp), got {type(process).__name__}"
+        )
+    n = jnp.minimum(jnp.floor(steps * stratified(key, index, total)), steps - 1)
+    return (n + 1.0) / steps, jnp.ones_like(n)
+
+
 @register("times", "independent")
 def independent(process, key, index, total):
     """Independent uniform times on [t_min, t_max]."""

@@ -1,11 +1,16 @@
 """Preconditioning: `x0_hat = c_skip x + c_out F(c_in x, c_noise)` with unit-variance input and target of F.
 
 EDM (arXiv 2206.00364, table 1), written for any alpha; DDBM (arXiv 2309.16948, section 4.2) for bridges.
+Networks without preconditioning are told the time in units of their own too: `time_input`.
 """
 
 from typing import Any, NamedTuple
 
-from diffusion_jax.numerics import namespace
+from diffusion_jax.numerics import as_time, namespace
+from diffusion_jax.registry import check_choice
+
+TIME_INPUTS = ("time", "index", "step")
+_SNAP = 1e-3  # of an index: float32 times of a list of 1000 are off by 1e-4 at most
 
 
 class Preconditioning(NamedTuple):
@@ -52,3 +57,32 @@ def ddbm(point, sigma_data=0.5, sigma_source=0.5, covariance=0.0, clock_scale=1.
         c_in=c_in,
         c_noise=250.0 * xp.log(clock_scale * point["t"]),
     )
+
+
+def time_input(kind, process, t):
+    """What a network is told in place of t.
+
+    "time": t. "index": the k in 0..N-1 of a list of noise levels, `N t - 1` (guided-diffusion's networks
+    and DiT); "step": the n = k + 1 in 1..N, 0 being clean data (U-ViT). Both are whole at the levels of the
+    list, whatever the rounding of t, and not below 0.
+
+    Args:
+      kind: one of `TIME_INPUTS`.
+      process: the process that t belongs to.
+      t: scalar or [B].
+    Raises:
+      ValueError: an unknown kind, or an index of a process that is no list of levels.
+    """
+    check_choice("time_input", kind, TIME_INPUTS)
+    if kind == "time":
+        return t
+    xp, t = as_time(t)
+    count = getattr(process, "num_train_steps", None)
+    if count is None:
+        raise ValueError(
+            f"time_input {kind!r} needs a process that is a list of noise levels (discrete_vp), got"
+            f" {type(process).__name__}"
+        )
+    k = count * t - (kind == "index")
+    whole = xp.round(k)
+    return xp.maximum(xp.where(abs(k - whole) < _SNAP, whole, k), 0.0)

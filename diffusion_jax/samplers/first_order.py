@@ -4,6 +4,7 @@ import numpy as np
 
 from diffusion_jax.registry import check_choice, register
 from diffusion_jax.samplers.gaussian_path import gaussian_path
+from diffusion_jax.samplers.learned_variance import learned_ancestral
 from diffusion_jax.samplers.linear import D, Form, Rows, Y, Z
 from diffusion_jax.samplers.scan import Sampler
 
@@ -100,13 +101,16 @@ def ddpm(
 
     Args:
       num_steps: network calls, default 50.
-      variance: "small", the posterior variance (equals DDIM with eta = 1), or "large", the variance
-        of the forward step (beta); the last step into sigma = 0 draws nothing.
+      variance: "small", the posterior variance (equals DDIM with eta = 1), "large", the variance
+        of the forward step (beta), or "learned", between the two as the model says (arXiv 2102.09672,
+        for `method.learned_variance`); the last step into sigma = 0 draws nothing.
     Raises:
       ValueError: unknown variance, or a bad grid.
     """
-    check_choice("variance", variance, ("small", "large"))
+    check_choice("variance", variance, ("small", "large", "learned"))
     p, rows = gaussian_path(process, num_steps, grid, t_start, t_end, default_steps=50), Rows()
+    if variance == "learned":
+        return learned_ancestral(p)
     for i in range(p.steps):
         w = _ancestral_std(p, i)
         k = np.sqrt(max(p.sigma[i + 1] ** 2 - w**2, 0.0)) / p.sigma[i]

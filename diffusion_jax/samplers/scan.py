@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.denoisers import evaluate, evaluate_rows
+from diffusion_jax.denoisers import evaluate, evaluate_moments, evaluate_rows
 from diffusion_jax.numerics import (
     batch_size,
     example_keys,
@@ -107,6 +107,12 @@ class Call:
         run = evaluate_rows if rows else evaluate
         output, self.cache = run(self._denoise, x, point, self.cache)
         return output
+
+    def moments(self, x, point):
+        """`(x0_hat, v)` of a denoiser with a learned variance, see `denoisers.evaluate_moments`."""
+        if self.cache is not None:
+            raise ValueError("a learned variance and a cache exclude one another")
+        return evaluate_moments(self._denoise, x, point)
 
     def when(self, needed, x, point, use, otherwise, rows=False):
         """`use(output)` where `needed` holds; where not, `otherwise`, and the network is not called.

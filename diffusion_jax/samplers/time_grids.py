@@ -160,6 +160,18 @@ def trailing(process, num_steps, t_start, t_end, train_steps=None):
     return np.append(t_start * (labels + 1) / total, 0.0)
 
 
+@register("time_grid", "respaced", own_ends=True, paper="2102.09672")
+def respaced(process, num_steps, t_start, t_end, train_steps=None):
+    """Labels 0 to N - 1 in equal steps, both ends among them, rounded, then t = 0 (iDDPM, ADM, DiT).
+
+    The authors' sampling with "250" of 1000 steps; their "ddim50" is `leading`. Ends of its own.
+    """
+    total = _train_steps(process, num_steps, train_steps)
+    stride = (total - 1) / max(num_steps - 1, 1)
+    labels = np.round(np.cumsum(np.append(0.0, np.full(num_steps - 1, stride))))[::-1]
+    return np.append(t_start * (labels + 1) / total, 0.0)
+
+
 @register("time_grid", "entries", paper="2302.05872", any_process=False)
 def entries(process, num_steps, t_start, t_end):
     """Equally spaced entries of a process that is a table (I2SB), rounded, from the entry of t_start down.

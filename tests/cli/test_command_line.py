@@ -197,6 +197,8 @@ def test_list_and_doctor(capsys):
     printed = capsys.readouterr().out
     for word in ("dpmpp_2m", "first_hitting", "vp_bridge", "karras", "unet", "2405.15885"):
         assert word in printed
+    for word in ("size: S/2, S/4", "sedd-medium", "DiT-XL-2-256x256"):
+        assert word in printed
     assert main(["doctor"]) == 0
     assert "all well" in capsys.readouterr().out
 

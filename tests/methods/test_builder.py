@@ -82,9 +82,59 @@ def test_time_features_fit_what_the_network_is_told():
     assert builder.build_method(chosen, digits().spec).module.time_scale == 5.0
 
 
+def test_a_published_size_stands_for_its_fields():
+    sized = SCORE | {"network": {"name": "dit", "size": "B/4", "depth": 2}}
+    module = builder.build_method(sized, digits().spec).module
+    assert (module.patch_size, module.width, module.heads) == (4, 768, 12)
+    assert module.depth == 2  # the config's own
+    assert module.num_classes == 10  # the data's
+    for network, words in (
+        (
+            {"name": "dit", "size": "B/3"},
+            "config.network.size: 'dit' has no size 'B/3'; did you mean",
+        ),
+        ({"name": "mlp", "size": "B/4"}, "'mlp' has no size 'B/4'"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            builder.build_method(SCORE | {"network": network}, digits().spec)
+        assert words in str(caught.value)
+
+
+def test_official_networks_keep_their_own_scale_of_time():
+    official = SCORE | {"network": {"name": "song_unet", "channels": 16}}
+    assert builder.build_method(official, digits().spec).module.time_scale == 1.0
+
+
+def test_what_a_network_is_told_as_the_time():
+    listed = changed(SCORE, process={"name": "discrete_vp", "beta_max": None})
+    listed = changed(listed, method={"parameterization": "eps"})
+    told = builder.build_method(changed(listed, network={"time_input": "index"}), digits().spec)
+    assert (told.module.kind, told.module.width) == ("index", 16)
+    assert told.module == told.module.clone() != told.module.clone(width=32)
+    plain = builder.build_method(changed(listed, network={"time_input": "time"}), digits().spec)
+    assert plain.module == builder.build_method(listed, digits().spec).module
+    for config, words in (
+        (changed(listed, network={"time_input": "inedx"}), "got 'inedx'; did you mean 'index'"),
+        (
+            changed(listed, network={"time_input": "index"}, method={"parameterization": "edm"}),
+            "'edm' tells the network the noise already",
+        ),
+        (
+            changed(SCORE, network={"time_input": "step"}, method={"parameterization": "eps"}),
+            "a list of noise levels (discrete_vp), got VP",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=r"config.network.time_input") as caught:
+            builder.build_method(config, digits().spec)
+        assert words in str(caught.value)
+
+
 def test_what_the_config_says_overrides_the_data():
-    config = changed(SCORE, network={"num_classes": 3})
-    assert builder.build_method(config, digits().spec).module.num_classes == 3
+    config = changed(SCORE, network={"num_classes": 12})  # the null class is then 12
+    assert builder.build_method(config, digits().spec).module.num_classes == 12
+    few = changed(SCORE, network={"num_classes": 3})
+    with pytest.raises(ConfigError, match="the network has num_classes = 3, the data have 10"):
+        builder.build_method(few, digits().spec)
 
 
 def test_data():

@@ -12,10 +12,11 @@ from scipy.special import logit
 
 from diffusion_jax import registry
 from diffusion_jax.objectives import times
-from diffusion_jax.processes import EDM, VP, Absorbing, Cosine, RectifiedFlow, VPBridge
+from diffusion_jax.processes import EDM, VP, Absorbing, Cosine, RectifiedFlow, VPBridge, discrete_vp
 
 GAUSSIAN = {"vp": VP(), "cosine": Cosine(), "edm": EDM(), "rectified_flow": RectifiedFlow()}
 STRATIFIED = ("uniform", "log_normal", "logit_normal")
+CONTINUOUS = registry.names("times", discrete=None)
 
 
 @functools.cache
@@ -47,11 +48,22 @@ def distribution(name, process):
 
 
 def test_every_sampler_is_covered():
-    assert set(registry.names("times")) == {*STRATIFIED, "independent"}
+    assert set(CONTINUOUS) == {*STRATIFIED, "independent"}
+
+
+def test_labels_are_those_of_the_list():
+    process = discrete_vp(num_train_steps=10)
+    t, inverse_density = times.labels(process, jax.random.key(0), jnp.arange(40), 40)
+    labels, counts = np.unique(np.round(10 * np.asarray(t), 4), return_counts=True)
+    np.testing.assert_array_equal(labels, np.arange(1, 11))
+    np.testing.assert_array_equal(counts, 4)
+    assert (inverse_density == 1.0).all()
+    with pytest.raises(ValueError, match="need a list of noise levels"):
+        times.labels(VP(), jax.random.key(0), jnp.arange(2), 2)
 
 
 @pytest.mark.parametrize("process", GAUSSIAN)
-@pytest.mark.parametrize("name", registry.names("times"))
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_inverse_density_is_that_of_the_documented_law(name, process):
     t, inverse_density = drawn(name, process, 20_000)
     made = GAUSSIAN[process]
@@ -83,7 +95,7 @@ def test_the_shift_of_the_strata_is_uniform():
 
 
 @pytest.mark.parametrize("process", GAUSSIAN)
-@pytest.mark.parametrize("name", registry.names("times"))
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_integrals_of_a_bump_are_unbiased(name, process):
     """A density over t integrates to 1 under any other density."""
     t, inverse_density = drawn(name, process, 20_000)
@@ -124,7 +136,7 @@ def test_times_do_not_depend_on_how_the_batch_is_laid_out():
     @quick_jit
     def draw(index):
         key = jax.random.key(1)
-        return {n: times.build_times(n)(VP(), key, index, 16) for n in registry.names("times")}
+        return {n: times.build_times(n)(VP(), key, index, 16) for n in CONTINUOUS}
 
     rows = np.array([11, 3, 8, 0, 15, 5, 1, 9])
     first, second = draw(jnp.arange(8)), draw(jnp.arange(8, 16))

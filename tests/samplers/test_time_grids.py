@@ -94,7 +94,12 @@ def test_leading_and_trailing_labels():
     assert labels["trailing"].tolist() == [*range(999, -1, -100), -1]
     stored = golden("solvers_ddim")["seq_uniform__n10"]
     np.testing.assert_array_equal(labels["leading"][:-1], stored[::-1])
-    for grid, n in (("leading", 15), ("trailing", 15), ("trailing", 7)):
+    respaced = np.round(1000 * build_times(process, 250, "respaced")) - 1
+    # guided-diffusion's space_timesteps(1000, "250"): 0, 4.01, 8.02, ... 999, rounded
+    assert respaced[-1] == -1 and respaced[:3].tolist() == [999, 995, 991]
+    assert respaced[::-1][1:5].tolist() == [0, 4, 8, 12] and 500 not in respaced and 502 in respaced
+    assert build_times(process, 1, "respaced").tolist() == [0.001, 0.0]
+    for grid, n in (("leading", 15), ("trailing", 15), ("trailing", 7), ("respaced", 7)):
         times = build_times(process, n, grid)
         assert len(times) == n + 1 and times[-1] == 0.0
         np.testing.assert_allclose(1000 * times, np.round(1000 * times), atol=1e-9)

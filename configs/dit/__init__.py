@@ -1,0 +1,1 @@
+"""Configs of DiT (arXiv 2212.09748)."""

@@ -1,0 +1,1 @@
+"""Configs of U-ViT (arXiv 2209.12152)."""
