@@ -17,8 +17,9 @@ planned; what lies whole on every device although a mesh axis could split it.
              a bytes of activations [batch, length, width] on a device
 
 Compute is float32, so that bytes are those of the parameters; `--dtype=bfloat16` halves nearly all of
-them (the CPU backend computes in float32 all the same, after the program that is read). Programs of a TPU or GPU compiler differ in what is fused and overlapped, not in what is sent,
-but for the pair all-reduce and slice, see `hlo_traffic`.
+them (the CPU backend computes in float32 all the same, after the program that is read). Programs of a TPU
+or GPU compiler differ in what is fused and overlapped, not in what is sent, but for the pair all-reduce
+and slice, see `hlo_traffic`.
 """
 
 import argparse

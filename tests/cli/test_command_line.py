@@ -32,6 +32,10 @@ def train(family, workdir, *more):
     return main(["train", config, f"--workdir={workdir}", *TINY, *SMALLER[family], *more])
 
 
+slow_families = [pytest.param(name, marks=pytest.mark.slow) for name in ("bridge", "masked")]
+one_family_is_quick = pytest.mark.parametrize("trained", ["score", *slow_families], indirect=True)
+
+
 @pytest.fixture(scope="module", params=sorted(SMALLER))
 def trained(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(request.param) / "run"
@@ -66,6 +70,7 @@ def test_sample_writes_picture_and_sidecar(trained, tmp_path, capsys):
     assert "4 network calls" in capsys.readouterr().out
 
 
+@one_family_is_quick
 def test_samples_do_not_depend_on_the_chunks(trained, tmp_path):
     _, workdir = trained
     drawn = []
@@ -87,6 +92,7 @@ def test_trajectory_strip(trained, tmp_path):
     assert out.is_file()
 
 
+@one_family_is_quick
 def test_evaluate_judges_between_floor_and_ceiling(trained, capsys):
     family, workdir = trained
     sampler = {"score": "ddim", "bridge": "dbim", "masked": "masked_ancestral"}[family]
@@ -104,6 +110,7 @@ def test_evaluate_judges_between_floor_and_ceiling(trained, capsys):
         assert report["likelihood"]["nats_per_token"] > 1.0
 
 
+@one_family_is_quick
 def test_train_goes_on_and_refuses_another_model(trained, capsys):
     family, workdir = trained
     assert train(family, workdir, "--config.train.steps=8") == 0

@@ -33,6 +33,7 @@ def workdirs(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_likelihood_of_a_run(workdirs, tmp_path, capsys):
     workdir, out = workdirs["score"], tmp_path / "latents.npz"
     line = ["likelihood", f"--workdir={workdir}", "--num=5", "--batch_size=3", "--rtol=1e-3"]

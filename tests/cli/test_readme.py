@@ -68,7 +68,7 @@ def test_command_line_section(checkout):
     run(command_for("sample", "--sampler=dpm_solver_v3"), checkout)
     assert (checkout / "runs" / "v3.png").is_file()
     assert (checkout / "runs" / "grid.png").is_file()
-    assert "held-out data" in run(command_for("evaluate"), checkout)
+    assert "held-out data" in run(command_for("evaluate", "--workdir=runs/score"), checkout)
     assert "FLOP" in run(command_for("inspect"), checkout)
     assert "dpmpp_2m" in run(command_for("diffusion_jax list"), checkout)
     assert "all well" in run(command_for("doctor"), checkout)
@@ -78,11 +78,31 @@ def test_commands_that_need_what_is_not_here_say_so(checkout, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(checkout / "none"))
     fashion = command_for("train", "fashion_mnist.py")
     assert "diffusion_jax.data.prepare" in run(fashion, checkout, status=2)
-    pod = command_for("train", "parallel.distributed=true")
+    pod = command_for("train", "--distributed")
     message = run(pod, checkout, status=2)
     assert len(message.strip().splitlines()) == 1
     prepare = command_for("diffusion_jax.data.prepare")
     assert "--manual_dir" in run(prepare.split(" --")[0] + " --help", checkout)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("import_torch", "runs/dit", "DiT-XL-2-256x256.pt"), "DiT-XL-2-256x256.pt"),
+        (("import_torch", "--export=dit.safetensors"), "runs/dit"),
+        (("interop.convert",), "pt_inception-2015-12-05-6726825d.pth"),
+        (("--features=inception",), "runs/cifar"),
+        (("--text_model=gpt2-large",), "runs/text"),
+    ],
+)
+def test_what_needs_files_of_others_names_them(checkout, words, said):
+    message = run(command_for(*words), checkout, status=2)
+    assert said in message and len(message.strip().splitlines()) == 1
+
+
+def test_presets_are_listed(checkout):
+    listed = run(command_for("import_torch list"), checkout)
+    assert "DiT-XL-2-256x256" in listed and "facebookresearch/DiT" in listed
 
 
 def test_make_targets_run_what_the_readme_says(checkout):
@@ -96,6 +116,7 @@ def test_make_targets_run_what_the_readme_says(checkout):
     assert "`make benchmark`" in README
 
 
+@pytest.mark.slow
 def test_demo_runs_and_reports_honestly(checkout):
     # so few steps teach nothing: the demo must say so, and write everything all the same
     shown = run("python -m experiments.demo --workdir=runs/demo --steps=102", checkout, status=1)
@@ -113,10 +134,11 @@ def test_no_command_is_left_out():
         "make test",
         "python -m diffusion_jax ",
         "python -m diffusion_jax.data.prepare",
+        "python -m diffusion_jax.interop.",
     )
     for command in commands():
         assert command.startswith(known), f"no test runs {command!r}"
-    assert len(set(commands())) == 14
+    assert len(set(commands())) == 20
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

@@ -104,6 +104,7 @@ def test_previews_of_training_show_truth_and_sample(opened):
     assert set(shown) == {"samples", "truth"} and shown["truth"].shape == (3, BANDS, FRAMES, 3)
 
 
+@pytest.mark.slow
 def test_judge_measures_distances(opened, tmp_path):
     cache = tmp_path / "classifier.npz"
     close = judge(opened(lambda x: x + 0.02), cache=cache)

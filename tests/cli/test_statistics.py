@@ -58,6 +58,7 @@ def test_the_file_and_what_is_printed(measured):
     assert statistics.checksum == runs.checksum(run.params)
 
 
+@pytest.mark.slow
 def test_labels_go_with_their_images(trained):
     """The same numbers from the parts: training images with their own labels, the run's own denoiser."""
     run = runs.open_run(trained)
@@ -160,6 +161,7 @@ def test_mistakes(trained, arguments, named, capsys):
     assert not (trained / "statistics.npz").exists()
 
 
+@pytest.mark.slow
 def test_a_model_without_a_gaussian_process(tmp_path, capsys):
     workdir = tmp_path / "run"
     assert train("bridge", workdir, 2) == 0

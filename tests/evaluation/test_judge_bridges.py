@@ -27,6 +27,7 @@ def judged(tmp_path_factory):
     return run, judge.judge(run, num=120, samplers=({"name": "i2sb", "nfe": 2},))
 
 
+@pytest.mark.slow
 def test_rows_of_a_bridge_without_classes(judged):
     run, result = judged
     rows = {row["sampler"]: row for row in result["rows"]}
@@ -43,6 +44,7 @@ def test_rows_of_a_bridge_without_classes(judged):
     assert "SSIM" in text and "class accuracy" not in text
 
 
+@pytest.mark.slow
 def test_few_images_are_judged_by_their_truth_alone(judged):
     run, _ = judged
     rows = judge.judge(run, num=10, samplers=({"name": "i2sb", "nfe": 2},))["rows"]

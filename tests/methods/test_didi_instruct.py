@@ -91,6 +91,7 @@ def test_a_rollout_passes_an_intermediate_state(schedule):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_student_begins_as_the_teacher():
     """No divergence at first; parameters are those of a masked model, so that it can begin from one."""
     module, method, batch, _, state = started()

@@ -83,6 +83,7 @@ def test_loss_and_gradient_of_the_unrolled_sampler(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), slope, other)
 
 
+@pytest.mark.slow
 def test_fine_tuning_three_steps_of_the_exact_model_reaches_the_noise_level():
     """On a mixture the exact denoiser's 3-step samples are far from the data; tuned ones are not."""
     process = VP()
@@ -161,6 +162,7 @@ def temp_bytes(nfe, remat):
 MANY = 512
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps():
     """Rematerialised: nine steps more cost their saved states (512 x 2 floats each) and no network."""
     few, many = temp_bytes(3, True), temp_bytes(12, True)

@@ -158,6 +158,7 @@ def test_the_discrete_n_step_loss_tends_to_the_continuous_one():
     assert float(drawn[0]) == pytest.approx(by_steps(5), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_exact_model_is_the_entropy_of_the_data():
     """The loss is the information of z about the sequence; with much accuracy nothing is left over."""
     process, count = DiscreteBFN(5, beta1=8.0), 40_000

@@ -77,7 +77,7 @@ CONSTRUCTORS = {
     "variant": (lambda: dpm_solver(VP, 5, variant="fast"), "multistep, singlestep; got 'fast'"),
     "variance": (
         lambda: ddpm(VP, 5, variance="mid"),
-        "variance must be one of small, large; got 'mid'",
+        "variance must be one of small, large, learned; got 'mid'",
     ),
     "multistep only": (
         lambda: dpm_solver(VP, 5, variant="singlestep", denoise_to_zero=True),

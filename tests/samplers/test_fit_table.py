@@ -206,6 +206,7 @@ def labelled(batch):
     return denoise
 
 
+@pytest.mark.slow
 def test_conditions_chunks_and_directions_agree():
     """Conditional starts in chunks are the same fit; the same key gives the same table again."""
     x = starts(64)
@@ -224,6 +225,7 @@ def test_conditions_chunks_and_directions_agree():
     assert (np.asarray(ends[0]) != np.asarray(ends[3])).any()
 
 
+@pytest.mark.slow
 def test_features_decide_what_is_compared():
     """Half of every coordinate is the same problem at half the error; a constant leaves nothing to fit."""
     x, options = starts(64), {"nfe": 2, "steps": 3, "start": dpm_solver_pp(VP, 2, **ENDS)}

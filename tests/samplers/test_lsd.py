@@ -194,6 +194,7 @@ def fitted(graph, **options):
     )
 
 
+@pytest.mark.slow
 def test_times_on_the_uniform_graph():
     """An even grid of 4 steps is at KL .0964; a grid found before by hand, at .0606: the fit is below."""
     assert divergence(np.linspace(1, 0, 5)) == pytest.approx(0.0964, abs=1e-4)
@@ -216,6 +217,7 @@ def test_masked_times_and_coefficients_stay_where_they_are():
     assert report.entropy == pytest.approx(report.entropy_teacher, abs=0.03)
 
 
+@pytest.mark.slow
 def test_euler_steps_on_the_absorbing_graph_are_ancestral_to_the_fit_too():
     """The linear schedule: one jump a step is the teacher's law of when to reveal, to any time in it."""
     options = {"nfe": 4, "fit_times": False}

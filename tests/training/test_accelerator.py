@@ -52,6 +52,7 @@ def accelerator_context():
     return Context(step=jnp.zeros((), jnp.int32), batch_size=4)
 
 
+@pytest.mark.slow
 def test_it_runs_without_an_accelerator_and_without_torch(tmp_path, capsys):
     out = tmp_path / "rows.json"
     arguments = ["--scale=cpu", "--network", "ddit", "--steps=1", "--peak=1e9", f"--out={out}"]
