@@ -93,6 +93,7 @@ def test_another_vocabulary_is_refused(trained, tmp_path, capsys):
         run.source("test")
 
 
+@pytest.mark.slow
 def test_a_run_folder_keeps_its_tokenizer(tiny_tokenizer, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     file = tiny_tokenizer(tmp_path, TEXT)

@@ -89,6 +89,7 @@ def gaussian_method(process, variance):
     return Method(**(needed | {"denoiser": denoiser, "process": process}))
 
 
+@pytest.mark.slow
 def test_held_out_set_under_an_exact_conditional_model():
     """Chunks, a padded one, labels, several draws: the mean equals the closed form of the same draws."""
     process, variance = processes.VP(), 0.09

@@ -113,6 +113,7 @@ def test_the_denoiser_gives_probabilities_and_guidance_mixes_their_logarithms():
     )
 
 
+@pytest.mark.slow
 def test_discretised_images_are_judged_on_bin_centres_and_shown_on_the_grey_levels():
     method, batch, params = case("bins")
     levels = np.arange(17) / 8 - 1.0

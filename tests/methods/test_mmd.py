@@ -67,6 +67,7 @@ def by_hand(params, noise, batch, steps=3):
     return off(k(x, x)) + off(k(y, y)) - 2 * k(x, y).mean()
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_of_the_unrolled_sampler(x64):
     method, batch = shift_method(), points_batch()
     params = {"gain": jnp.float64(0.8), "shift": jnp.asarray([0.3, -0.2], jnp.float64)}
@@ -197,6 +198,7 @@ def test_saturated_pixels_keep_their_gradient():
     assert value == pytest.approx(2.2**2, rel=0.05) and free == pytest.approx(4.4, rel=0.05)
 
 
+@pytest.mark.slow
 def test_features_of_a_saved_classifier(tmp_path):
     data = digits("train")
     rows = data.take(np.arange(40))

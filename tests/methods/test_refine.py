@@ -65,6 +65,7 @@ def test_without_replacement_the_loss_is_that_of_a_masked_model_bit_for_bit():
     np.testing.assert_array_equal(*losses)
 
 
+@pytest.mark.slow
 def test_stage_2_corrects_drafts_of_the_averaged_model():
     """Its loss is that of stage 1 and the cross-entropy where a draft is wrong."""
     first, second = build(), build(stage=2, draft_steps=1, draft_rate=0.5)

@@ -195,6 +195,7 @@ def test_what_each_stage_teaches(name):
     assert np.abs(gap).max() > 1e-3  # the decoder's gradient reaches the means
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt():
     method, batch, _, run = case("bridge_tts")
     params = quick_jit(method.init)(jax.random.key(1), batch)

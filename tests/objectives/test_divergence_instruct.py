@@ -79,6 +79,7 @@ def test_the_policy_gradient_averages_to_the_gradient():
     np.testing.assert_allclose(slope, STORED["ikl_grad"], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_student_table_descends_to_the_exact_minimum():
     """Sampled policy gradients (one draw of tokens and mask an example) against exact descent."""
     teacher = jnp.asarray(P)

@@ -234,6 +234,7 @@ def test_coefficients_mend_euler_steps():
     assert (report.steps.coefficients[:2] < 0.9).all()
 
 
+@pytest.mark.slow
 def test_states_of_the_student_and_a_temperature():
     """`bent` is no exact model: the temperature that follows its own fine walk best is not 1."""
     _, report = fit_lsd(

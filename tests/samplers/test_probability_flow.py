@@ -145,6 +145,7 @@ def test_float32_at_default_tolerances_for_a_schedule_without_finite_noise_level
     assert info.nfe < 150
 
 
+@pytest.mark.slow
 def test_one_rademacher_probe_is_exact_in_one_dimension_and_all_signs_in_two(x64):
     process = processes.VP()
     line = oracles.GaussianMixture(process, [0.4, 0.6], [[-1.0], [0.8]], [[[0.05]], [[0.1]]])
@@ -214,6 +215,7 @@ def test_processes_of_equal_fields_do_not_share_a_program(x64):
         np.testing.assert_allclose(latent, exact, rtol=0, atol=1e-4 * process.prior_std)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_gradient_through_closed_over_parameters(x64):
     process, x = processes.VP(), POINTS[:3]
 
