@@ -25,6 +25,7 @@ from diffusion_jax.networks.checks import (
     check_inputs,
     check_positive,
     check_rate,
+    check_sides,
 )
 from diffusion_jax.networks.features import downsample, time_features, upsample
 from diffusion_jax.networks.layers import TORCH, GroupNorm, wide
@@ -210,8 +211,7 @@ class ADMUNet(nn.Module):
             train=train,
         )
         levels, widths = len(self.channel_mults), self.widths
-        for field, size in (("height", x.shape[1]), ("width", x.shape[2])):
-            check_divides(_NAME, "2**(levels - 1)", 2 ** (levels - 1), field, size)
+        check_sides(_NAME, x, levels)
         out_channels = self.out_channels or x.shape[-1] * (2 if self.learn_sigma else 1)
         embedding = self._embedding(t, label, augment_labels)
         order = "new" if self.new_attention_order else "legacy"

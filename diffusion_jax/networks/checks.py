@@ -195,3 +195,18 @@ def check_divides(network: str, divisor: str, divisor_value: int, field: str, va
         raise ValueError(
             f"{network}: {field} = {value} must be divisible by {divisor} = {divisor_value}"
         )
+
+
+def check_levels(network: str, channel_mults: Any) -> None:
+    """Raises ValueError unless a U-Net has levels, each with a positive multiplier."""
+    if not channel_mults:
+        raise ValueError(
+            f"{network}: channel_mults must name one multiplier for each level, got ()"
+        )
+    check_positive(network, **{f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)})
+
+
+def check_sides(network: str, x: jax.Array, levels: int) -> None:
+    """Raises ValueError unless an image [B, H, W, C] can be halved from level to level."""
+    for field, size in (("height", x.shape[1]), ("width", x.shape[2])):
+        check_divides(network, "2**(levels - 1)", 2 ** (levels - 1), field, size)

@@ -18,8 +18,10 @@ from diffusion_jax.networks.checks import (
     check_divides,
     check_dtype,
     check_inputs,
+    check_levels,
     check_positive,
     check_rate,
+    check_sides,
 )
 from diffusion_jax.networks.layers import wide
 from diffusion_jax.networks.remat import rematerialised
@@ -146,8 +148,7 @@ class EDM2UNet(nn.Module):
         if self.is_initializing():
             self.log_variance(t)
         side, levels = min(x.shape[1:3]), len(self.channel_mults)
-        for field, size in (("height", x.shape[1]), ("width", x.shape[2])):
-            check_divides(_NAME, "2**(levels - 1)", 2 ** (levels - 1), field, size)
+        check_sides(_NAME, x, levels)
         out_channels = self.out_channels or x.shape[-1]
         block_cls = rematerialised(mp.Block, self.remat, (3,))
         embedding = self._embedding(t, label)
@@ -210,17 +211,13 @@ class EDM2UNet(nn.Module):
         return mp.silu(embedding)
 
     def _check_fields(self):
-        if not self.channel_mults:
-            raise ValueError(
-                f"{_NAME}: channel_mults must name one multiplier for each level, got ()"
-            )
+        check_levels(_NAME, self.channel_mults)
         check_positive(
             _NAME,
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             head_channels=self.head_channels,
             log_variance_features=self.log_variance_features,
-            **{f"channel_mults[{i}]": m for i, m in enumerate(self.channel_mults)},
         )
         check_rate(_NAME, "dropout", self.dropout)
         for field in ("label_balance", "concat_balance", "residual_balance", "attention_balance"):

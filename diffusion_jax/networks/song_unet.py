@@ -20,8 +20,10 @@ from diffusion_jax.networks.checks import (
     check_divides,
     check_dtype,
     check_inputs,
+    check_levels,
     check_positive,
     check_rate,
+    check_sides,
 )
 from diffusion_jax.networks.features import time_features
 from diffusion_jax.networks.layers import GroupNorm, wide
@@ -201,8 +203,7 @@ class SongUNet(nn.Module):
             train=train,
         )
         levels, taps = len(self.channel_mults), tuple(self.resample_filter)
-        for field, size in (("height", x.shape[1]), ("width", x.shape[2])):
-            check_divides(_NAME, "2**(levels - 1)", 2 ** (levels - 1), field, size)
+        check_sides(_NAME, x, levels)
         out_channels = self.out_channels or x.shape[-1]
         embedding = self._embedding(t, label, augment_labels)
         style = UNetStyle(
@@ -302,10 +303,7 @@ class SongUNet(nn.Module):
         return nn.silu(dense(width, width, _XAVIER, "time_out", dtype)(h))
 
     def _check_fields(self):
-        if not self.channel_mults:
-            raise ValueError(
-                f"{_NAME}: channel_mults must name one multiplier for each level, got ()"
-            )
+        check_levels(_NAME, self.channel_mults)
         check_positive(
             _NAME,
             channels=self.channels,
@@ -314,7 +312,6 @@ class SongUNet(nn.Module):
             noise_mult=self.noise_mult,
             embedding_mult=self.embedding_mult,
             **({} if self.image_size is None else {"image_size": self.image_size}),
-            **{f"channel_mults[{i}]": m for i, m in enumerate(self.channel_mults)},
         )
         check_rate(_NAME, "dropout", self.dropout)
         check_taps(_NAME, self.resample_filter)

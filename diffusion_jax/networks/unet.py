@@ -15,8 +15,10 @@ from jax.nn.initializers import zeros
 from diffusion_jax.networks.checks import (
     check_divides,
     check_dtype,
+    check_levels,
     check_positive,
     check_rate,
+    check_sides,
 )
 from diffusion_jax.networks.inputs import enter
 from diffusion_jax.networks.layers import AttentionBlock, GroupNorm, ResidualBlock
@@ -86,8 +88,7 @@ class UNet(nn.Module):
             self, "unet", "image", x, t, label, source, train, width=width, dtype=dtype
         )
         side, levels = min(x.shape[1:3]), len(self.channel_mults)
-        for field, size in (("height", x.shape[1]), ("width", x.shape[2])):
-            check_divides("unet", "2**(levels - 1)", 2 ** (levels - 1), field, size)
+        check_sides("unet", x, levels)
         out_channels = self.out_channels or x.shape[-1] - self.source_channels
 
         block_cls = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
@@ -137,14 +138,12 @@ class UNet(nn.Module):
         return nn.Conv(out_channels, (3, 3), kernel_init=zeros, dtype=jnp.float32, name="output")(h)
 
     def _check_fields(self):
-        if not self.channel_mults:
-            raise ValueError("unet: channel_mults must name one multiplier for each level, got ()")
+        check_levels("unet", self.channel_mults)
         check_positive(
             "unet",
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             heads=self.heads,
-            **{f"channel_mults[{i}]": m for i, m in enumerate(self.channel_mults)},
         )
         check_rate("unet", "dropout", self.dropout)
         return check_dtype("unet", self.dtype)
