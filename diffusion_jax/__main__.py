@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from diffusion_jax import commands
+from diffusion_jax import commands, evaluate_commands
 
 _DESCRIPTION = "Score, bridge and discrete diffusion models in JAX."
 _EPILOG = """examples:
@@ -152,7 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--trajectory", action="store_true", help="draw how 8 samples come about")
     add_sampling(sample)
     evaluate = add(
-        "evaluate", commands.command_evaluate, "judge a run against held-out data and noise"
+        "evaluate",
+        evaluate_commands.command_evaluate,
+        "judge a run against held-out data and noise",
     )
     evaluate.add_argument("--workdir", help="run folder")
     evaluate.add_argument("--num", type=int, help="samples (default: as many as held-out examples)")

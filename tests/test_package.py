@@ -30,6 +30,7 @@ LAYERS = (
         "judge_features",
         "judge_text",
         "commands",
+        "evaluate_commands",
         "interop",
         "__main__",
     },

@@ -245,7 +245,7 @@ def _import(arguments: argparse.Namespace, rest: list[str]) -> int:
             config = changed(config, [f"data.tokenizer={arguments.tokenizer}"])
         spec, key = builder.build_data(config, "train").spec, arguments.key
     else:
-        commands._refuse(rest)
+        commands.refuse(rest)
         found = presets.get(preset[0])
         about = {"preset": preset[0]}
         config = changed(found.config(), arguments.set)
@@ -269,7 +269,7 @@ def _import(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
-    commands._refuse([*arguments.names, *rest])
+    commands.refuse([*arguments.names, *rest])
     options = {"weights": arguments.weights, "step": arguments.step}
     run, count = export_run(arguments.workdir, arguments.export, **options)
     print(f"{count:,} parameters of {run.weights} at step {run.step}: {arguments.export}")
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = build_parser().parse_known_args(argv)
     try:
         if arguments.names == ["list"]:
-            commands._refuse(rest)
+            commands.refuse(rest)
             print(presets.table())
             return 0
         if arguments.workdir is None:
